@@ -1,0 +1,302 @@
+"""Criteria: functions `(params, grads) -> scores`, higher = keep.
+
+Scores are a pytree like the params. Those of half-precision leaves are float32, so that a product
+does not underflow. A leaf that is no floating array (integers, functions, PRNG keys), or that has
+no gradient where the criterion needs one, gets a 0-d boolean instead of scores, which no filter for
+floating leaves selects.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax import _checks, _tree
+from sparsejax._typing import Criterion, Params, Scores
+
+_CHUNK_BYTES = 2**28
+
+
+def magnitude(params: Params, grads: Params = None) -> Scores:
+    """Scores by |θ|: what is small is assumed to matter little. One read, one write.
+
+    Args:
+      params: a pytree of arrays.
+      grads: not looked at; here so that every criterion is called alike.
+
+    Returns:
+      Scores like `params`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import criteria
+      >>> criteria.magnitude({"w": jnp.array([[3.0, -4.0]])})["w"]
+      Array([[3., 4.]], dtype=float32)
+
+    References:
+      S. Han, J. Pool, J. Tran, W. Dally, *Learning both weights and connections for efficient
+      neural networks*, NeurIPS 2015, https://arxiv.org/abs/1506.02626
+    """
+    del grads
+    return _score(jnp.abs, params)
+
+
+def gradient(params: Params, grads: Params) -> Scores:
+    """Scores by |g|: how much the function moves per unit of the parameter. One read, one write.
+
+    Args:
+      params: a pytree of arrays.
+      grads: gradients of a loss, or the importance from `output_gradient`; structure and shapes
+        of `params`, `None` where a leaf has none.
+
+    Returns:
+      Scores like `params`.
+
+    Raises:
+      ValueError: if structure or shapes do not match, with the leaf's path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import criteria
+      >>> criteria.gradient({"w": jnp.ones((1, 2))}, {"w": jnp.array([[0.5, -2.0]])})["w"]
+      Array([[0.5, 2. ]], dtype=float32)
+
+    References:
+      M. Mozer and P. Smolensky, *Skeletonization: a technique for trimming the fat from a network
+      via relevance assessment*, NeurIPS 1988,
+      https://proceedings.neurips.cc/paper/1988/hash/07e1cd7dca89a1678042477183b7ac3f-Abstract.html
+    """
+    return _score(lambda w, g: jnp.abs(g), params, grads)
+
+
+def taylor(params: Params, grads: Params) -> Scores:
+    """Scores by |θ·g|: to first order, how much the function changes when θ becomes zero.
+
+    Args:
+      params: a pytree of arrays.
+      grads: gradients, structure and shapes of `params`, `None` where a leaf has none.
+
+    Returns:
+      Scores like `params`. An infinite gradient at a zero parameter gives NaN.
+
+    Raises:
+      ValueError: if structure or shapes do not match, with the leaf's path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import criteria
+      >>> params, grads = {"w": jnp.array([[3.0, -4.0]])}, {"w": jnp.array([[2.0, 0.5]])}
+      >>> criteria.taylor(params, grads)["w"]
+      Array([[6., 2.]], dtype=float32)
+
+    References:
+      P. Molchanov, S. Tyree, T. Karras, T. Aila, J. Kautz, *Pruning convolutional neural networks
+      for resource efficient inference*, ICLR 2017, https://arxiv.org/abs/1611.06440; here per
+      entry, there summed over feature maps before the absolute value.
+    """
+    return _score(lambda w, g: jnp.abs(w * g), params, grads)
+
+
+def random(key: jax.Array) -> Criterion:
+    """A criterion that scores uniformly at random: the baseline every other one must beat.
+
+    Args:
+      key: a PRNG key; the same key gives the same scores.
+
+    Returns:
+      A criterion `(params, grads=None) -> scores`, with independent scores in [0, 1) in each leaf.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from sparsejax import criteria
+      >>> scores = criteria.random(jax.random.key(0))({"w": jnp.ones((2, 3))})
+      >>> scores["w"].shape, bool(jnp.all((scores["w"] >= 0) & (scores["w"] < 1)))
+      ((2, 3), True)
+    """
+    _check_key(key)
+
+    def criterion(params: Params, grads: Params = None) -> Scores:
+        del grads
+        flat = _tree.flatten(params)
+        return flat.rebuild(
+            [
+                jax.random.uniform(jax.random.fold_in(key, i), np.shape(leaf))
+                if _checks.is_inexact(leaf)
+                else _unscored()
+                for i, leaf in enumerate(flat.leaves)
+            ]
+        )
+
+    return criterion
+
+
+def output_gradient(
+    apply_fn: Callable[[Params, Any], jax.Array],
+    params: Params,
+    inputs: Any,
+    *,
+    chunk_size: int | None = None,
+) -> Scores:
+    """The importance of the output: mean of |∂f_o(x_e; θ)/∂θ_i| over examples e and outputs o.
+
+    A mean of absolute values, not the absolute value of a mean: derivatives of opposite sign do not
+    cancel. Every example and output costs one backward pass, `chunk_size` of them at a time, so
+    memory stays at `chunk_size` copies of the floating params whatever the number of examples and
+    outputs.
+
+    Args:
+      apply_fn: `(params, inputs) -> outputs`, batched, with outputs of shape (examples, ...). An
+        example's output must not depend on the others (no batch statistics). Complex outputs are
+        not allowed.
+      params: a pytree of arrays; leaves that are not floating are held fixed.
+      inputs: an array, or a pytree of arrays, with a common leading axis of examples.
+      chunk_size: how many outputs of one example are differentiated at a time, at least 1. `None`:
+        as many as fit in 256 MiB of derivatives.
+
+    Returns:
+      Scores like `params`: float32 (float64 where the params are), >= 0, the unit of the output per
+      unit of the parameter.
+
+    Raises:
+      TypeError: if `apply_fn` cannot be called or its output is no real floating array.
+      ValueError: if there is no example, if leading axes differ, if `apply_fn` does not keep them,
+        or if `chunk_size` is less than 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import criteria
+      >>> inputs = jnp.array([[1.0], [-3.0]])  # d(w x)/dw = x; the mean of |x| is 2
+      >>> criteria.output_gradient(lambda p, x: x @ p["w"], {"w": jnp.ones((1, 1))}, inputs)["w"]
+      Array([[2.]], dtype=float32)
+    """
+    _checks.function("apply_fn", apply_fn, "(params, inputs) -> outputs", "a Flax apply function")
+    examples = _check_inputs(inputs)
+    flat = _tree.flatten(params)
+    free = [_checks.is_floating(leaf) for leaf in flat.leaves]
+    theta = [jnp.asarray(leaf) for leaf, yes in zip(flat.leaves, free, strict=True) if yes]
+
+    def outputs_of(theta: list[jax.Array], example: Any) -> jax.Array:
+        values = iter(theta)
+        leaves = [
+            next(values) if yes else leaf for leaf, yes in zip(flat.leaves, free, strict=True)
+        ]
+        batch = jax.tree.map(lambda x: x[None], example)
+        return jnp.ravel(apply_fn(flat.rebuild(leaves), batch))
+
+    outputs = _check_outputs(apply_fn, params, inputs, examples)
+    chunk = _check_chunk_size(chunk_size, outputs, theta)
+    total = _sum_of_absolute_derivatives(outputs_of, theta, inputs, outputs, chunk)
+    means = iter([t / (examples * outputs) for t in total])
+    return flat.rebuild([next(means) if yes else _unscored() for yes in free])
+
+
+def _sum_of_absolute_derivatives(
+    outputs_of: Callable[[list[jax.Array], Any], jax.Array],
+    theta: list[jax.Array],
+    inputs: Any,
+    outputs: int,
+    chunk: int,
+) -> list[jax.Array]:
+    """Σ over examples and outputs of |∂f/∂θ|, accumulated in float32 or wider."""
+    # Rows of the identity pick outputs; the rows of zeros that fill the last chunk add |0|.
+    rows = -(-outputs // chunk) * chunk
+    picks = jnp.eye(rows, outputs).reshape(rows // chunk, chunk, outputs)
+
+    def add_example(total: list[jax.Array], example: Any) -> tuple[list[jax.Array], None]:
+        values, pull_back = jax.vjp(lambda t: outputs_of(t, example), theta)
+
+        def add_chunk(total: list[jax.Array], pick: jax.Array) -> tuple[list[jax.Array], None]:
+            (derivatives,) = jax.vmap(pull_back)(pick.astype(values.dtype))
+            added = [
+                t + jnp.sum(jnp.abs(d.astype(t.dtype)), axis=0)
+                for t, d in zip(total, derivatives, strict=True)
+            ]
+            return added, None
+
+        return jax.lax.scan(add_chunk, total, picks)[0], None
+
+    zeros = [jnp.zeros(t.shape, jnp.promote_types(t.dtype, jnp.float32)) for t in theta]
+    return jax.lax.scan(add_example, zeros, inputs)[0]
+
+
+def _score(f: Callable[..., jax.Array], params: Params, *grads: Params) -> Scores:
+    flat = _tree.flatten(params)
+    columns = [_tree.align("grads", g, "params", params) for g in grads]
+    rows = zip(flat.leaves, *columns, strict=True)
+    return flat.rebuild(
+        [_score_leaf(f, path, row) for path, row in zip(flat.paths, rows, strict=True)]
+    )
+
+
+def _score_leaf(f: Callable[..., jax.Array], path: str, row: tuple[Any, ...]) -> Any:
+    if not all(_checks.is_inexact(x) for x in row):
+        return _unscored()
+    for g in row[1:]:
+        _checks.same_shape("grads", path, g, "params", row[0])
+    wide = [jnp.asarray(x) for x in row]
+    return f(*(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in wide))
+
+
+def _unscored() -> np.ndarray:
+    return np.zeros((), bool)
+
+
+def _check_key(key: Any) -> None:
+    dtype = _checks.dtype_of(key)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
+    raw = dtype == np.dtype(np.uint32) and key.ndim == 1
+    if not (typed or raw):
+        raise TypeError(f"`key` must be a PRNG key such as jax.random.key(0), got {key!r}.")
+
+
+def _check_inputs(inputs: Any) -> int:
+    flat = _tree.flatten(inputs)
+    if not flat.leaves:
+        raise ValueError("`inputs` must hold at least one array, got an empty tree.")
+    sizes = {}
+    for path, leaf in zip(flat.paths, flat.leaves, strict=True):
+        shape = _checks.shape_of(leaf)
+        if not shape:
+            raise ValueError(
+                "`inputs` must be arrays with a leading axis of examples, got "
+                f"{_checks.describe(leaf)} at {path!r}; for one example pass x[None]."
+            )
+        sizes[path] = shape[0]
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"`inputs` must share their leading axis of examples, got {sizes}.")
+    if (examples := next(iter(sizes.values()))) == 0:
+        raise ValueError("`inputs` must hold at least one example, got 0.")
+    return examples
+
+
+def _check_outputs(apply_fn: Callable[..., Any], params: Params, inputs: Any, examples: int) -> int:
+    """The number of outputs of one example."""
+    out = jax.eval_shape(lambda x: apply_fn(params, x), inputs)
+    if not _checks.is_floating(out):
+        raise TypeError(
+            "`apply_fn` must return one array of real floating numbers, got "
+            f"{_checks.describe(out)}; wrap it so that it returns the outputs alone."
+        )
+    if not out.shape or out.shape[0] != examples:
+        raise ValueError(
+            f"`apply_fn` must return outputs with a leading axis of {examples} examples, got "
+            f"{_checks.describe(out)}."
+        )
+    if 0 in out.shape:
+        raise ValueError(
+            f"`apply_fn` must return at least one output, got {_checks.describe(out)}."
+        )
+    return int(np.prod(out.shape[1:]))
+
+
+def _check_chunk_size(chunk_size: int | None, outputs: int, theta: list[jax.Array]) -> int:
+    if chunk_size is None:
+        copy = sum(t.size * t.dtype.itemsize for t in theta)
+        return max(1, min(outputs, _CHUNK_BYTES // max(copy, 1)))
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+        raise TypeError(f"`chunk_size` must be an integer or None, got {chunk_size!r}.")
+    if chunk_size < 1:
+        raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
+    return min(chunk_size, outputs)

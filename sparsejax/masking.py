@@ -1,0 +1,425 @@
+"""Masks: build them from scores, apply, combine and count them; `prune_tree` in one call.
+
+A mask tree has the structure of the params; every leaf is a boolean array that broadcasts against
+its parameter, True = kept, and a 0-d True where the leaf is not prunable.
+"""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax import _checks, _tree, criteria, filters, selection
+from sparsejax._typing import Criterion, Filter, Masks, Params, Scalar, Scores
+
+
+class Count(NamedTuple):
+    """Zeros among entries; `sparsity` is their fraction (0 where there are no entries)."""
+
+    zeros: Any
+    size: int
+
+    @property
+    def nonzeros(self) -> Any:
+        """Entries that are not zero."""
+        return self.size - self.zeros
+
+    @property
+    def sparsity(self) -> Any:
+        """The fraction of zeros, in [0, 1]."""
+        return self.zeros / max(self.size, 1)
+
+
+class Sparsity(NamedTuple):
+    """What `sparsity` found: of the prunable entries, of all entries, and leaf by leaf."""
+
+    prunable: Count
+    total: Count
+    leaves: dict[str, Count]
+
+
+def threshold(scores: Scores, t: Scalar, *, prunable: Filter = filters.weights) -> Masks:
+    """Masks that keep `score >= t` and prune `score < t`; one read.
+
+    Args:
+      scores: a pytree of scores, of any sign.
+      t: any real number, infinite ones included; may be traced. Compared in the score's precision,
+        at least float32.
+      prunable: which leaves are pruned; the others get a 0-d True.
+
+    Returns:
+      Masks like `scores`.
+
+    Raises:
+      TypeError: if `t` is not one real number.
+      ValueError: if `t` is NaN, or a score is NaN (under `jit`, NaN scores are pruned).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import masking
+      >>> scores = {"b": jnp.zeros(2), "w": jnp.array([[-1.0, 0.5, 2.0]])}
+      >>> masking.threshold(scores, 0.5)
+      {'b': Array(True, dtype=bool), 'w': Array([[False,  True,  True]], dtype=bool)}
+    """
+    _checks.real_number("t", t)
+    flat = _tree.flatten(scores)
+    chosen = filters.selected(prunable, scores)
+    return _threshold(flat, chosen, t)
+
+
+def topk(
+    scores: Scores,
+    sparsity: Scalar,
+    *,
+    scope: Literal["global", "per_leaf"] = "global",
+    prunable: Filter = filters.weights,
+) -> Masks:
+    """Masks that keep the entries with the highest scores and prune exactly `round(sparsity * n)`.
+
+    n counts the prunable entries of the whole tree, or of each leaf. The count is exact for ties
+    too: the lower flat index is kept, leaves in tree order. Equal scores give equal masks eager,
+    jitted and sharded. Selection counts, it does not sort: about 20 reads of the scores.
+
+    Args:
+      scores: a pytree of floating scores, of any sign.
+      sparsity: the fraction to prune, in [0, 1); may be traced, and then counts as its float32
+        value.
+      scope: `"global"`: all prunable entries compete; `"per_leaf"`: every leaf has this sparsity.
+      prunable: which leaves are pruned; the others get a 0-d True.
+
+    Returns:
+      Masks like `scores`.
+
+    Raises:
+      TypeError: if `sparsity` is not one real number, or a prunable leaf is complex.
+      ValueError: if it is not in [0, 1), `scope` is another word, or a score is NaN (under `jit`,
+        NaN ranks lowest).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import masking
+      >>> scores = {"v": jnp.array([[3.0, 3.0]]), "w": jnp.array([[3.0, 5.0]])}
+      >>> masking.topk(scores, 0.5)  # four entries, two go: the last of the equal ones
+      {'v': Array([[ True, False]], dtype=bool), 'w': Array([[False,  True]], dtype=bool)}
+    """
+    _checks.fraction("sparsity", sparsity)
+    _checks.choice("scope", scope, ("global", "per_leaf"))
+    flat = _tree.flatten(scores)
+    chosen = filters.selected(prunable, scores)
+    arrays = _prunable_scores(flat, chosen)
+    groups = [arrays] if scope == "global" else [[a] for a in arrays]
+    kept = iter([mask for group in groups for mask in _keep(group, sparsity)])
+    return flat.rebuild([next(kept) if yes else _everything() for yes in chosen])
+
+
+def apply_masks(params: Params, masks: Masks) -> Params:
+    """The params with every pruned entry zeroed: `where(mask, w, 0)`, so a pruned NaN is zero too.
+
+    Args:
+      params: a pytree of arrays.
+      masks: masks for it; a leaf with a 0-d True passes as it is, whatever it is.
+
+    Returns:
+      A tree like `params`, same dtypes.
+
+    Raises:
+      TypeError: if a mask is not boolean.
+      ValueError: if structures differ or a mask does not broadcast, with the leaf's path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import masking
+      >>> masking.apply_masks({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([True, False])})
+      {'w': Array([1., 0.], dtype=float32)}
+    """
+    flat = _tree.flatten(params)
+    rows = zip(flat.leaves, aligned(masks, params), strict=True)
+    return flat.rebuild([_apply(leaf, mask) for leaf, mask in rows])
+
+
+def aligned(masks: Masks, params: Params) -> list[Any]:
+    """The mask of every leaf of `params`, in the order of `jax.tree.leaves`, all of them checked.
+
+    Args:
+      masks: masks for `params`.
+      params: a pytree of arrays.
+
+    Returns:
+      A list of boolean arrays.
+
+    Raises:
+      TypeError: if a mask is not boolean.
+      ValueError: if structures differ or a mask does not broadcast, with the leaf's path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import masking
+      >>> masking.aligned({"b": jnp.array(True)}, {"b": jnp.ones(3)})
+      [Array(True, dtype=bool)]
+    """
+    flat = _tree.flatten(params)
+    found = _tree.align("masks", masks, "params", params)
+    for path, mask, leaf in zip(flat.paths, found, flat.leaves, strict=True):
+        _checks.broadcasts(path, mask, leaf)
+    return found
+
+
+def combine(*masks: Masks) -> Masks:
+    """The intersection: an entry is kept where every one of the masks keeps it.
+
+    Args:
+      *masks: at least one tree of masks, all of one structure; leaves may broadcast against each
+        other.
+
+    Returns:
+      Masks with the structure of the first.
+
+    Raises:
+      TypeError: if a leaf is not boolean.
+      ValueError: if there is no tree, structures differ, or leaves do not broadcast, with the path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import masking
+      >>> channels, entries = jnp.array([[True, False]]), jnp.array([[True, True], [False, True]])
+      >>> masking.combine({"w": channels}, {"w": entries})
+      {'w': Array([[ True, False],
+             [False, False]], dtype=bool)}
+    """
+    if not masks:
+        raise ValueError("`masks` must be at least one tree of masks, got none.")
+    flat = _tree.flatten(masks[0])
+    columns = [_tree.align("masks", m, "the first masks", masks[0]) for m in masks]
+    return flat.rebuild(
+        [_intersect(path, leaves) for path, *leaves in zip(flat.paths, *columns, strict=True)]
+    )
+
+
+def sparsity(
+    params: Params, masks: Masks | None = None, *, prunable: Filter = filters.weights
+) -> Sparsity:
+    """Counts zeros: of the prunable entries, of all entries of floating leaves, and leaf by leaf.
+
+    Args:
+      params: a pytree of arrays; leaves that are not floating do not count.
+      masks: count what these prune, whatever the values are; `None`: count the zeros of `params`.
+      prunable: which leaves count as prunable; may select none.
+
+    Returns:
+      A `Sparsity` of Python integers, or of 0-d integer arrays under `jit`.
+
+    Raises:
+      TypeError, ValueError: if masks do not fit, as in `apply_masks`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import masking
+      >>> params = {"b": jnp.ones(2), "w": jnp.array([[1.0, 0.0], [0.0, 0.0]])}
+      >>> count = masking.sparsity(params)
+      >>> count.prunable.sparsity, count.total.sparsity, count.leaves["w"].nonzeros
+      (0.75, 0.5, 1)
+    """
+    _checks.function("prunable", prunable, "(path, leaf) -> bool", "sparsejax.filters.weights")
+    flat = _tree.flatten(params)
+    pruned = [None] * len(flat.leaves) if masks is None else aligned(masks, params)
+    counted = [
+        (path, prunable(path, leaf), _count_zeros(leaf, mask))
+        for path, leaf, mask in zip(flat.paths, flat.leaves, pruned, strict=True)
+        if _checks.is_inexact(leaf)
+    ]
+    return Sparsity(
+        prunable=_sum([count for _, chosen, count in counted if chosen]),
+        total=_sum([count for _, _, count in counted]),
+        leaves={path: count for path, _, count in counted},
+    )
+
+
+def prune_masks(
+    params: Params,
+    grads: Params,
+    threshold: Scalar,
+    *,
+    criterion: Criterion = criteria.gradient,
+    prunable: Filter = filters.weights,
+) -> Masks:
+    """Masks of the entries whose score is at least `threshold`.
+
+    Args:
+      params: a pytree of arrays.
+      grads: gradients, or the importance from `criteria.output_gradient`, like `params`; `None` for
+        a whole tree is fine where the criterion does not need it.
+      threshold: a number >= 0, in the unit of the scores; may be traced. 0 prunes nothing.
+      criterion: any function `(params, grads) -> scores`.
+      prunable: which leaves are pruned; the others get a 0-d True.
+
+    Returns:
+      Masks like `params`.
+
+    Raises:
+      TypeError: if an argument is of the wrong kind.
+      ValueError: if `threshold` is negative or NaN, a score is NaN, or trees do not match, with the
+        leaf's path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sparsejax as sj
+      >>> params, grads = {"w": jnp.array([[1.0, 2.0]])}, {"w": jnp.array([[-0.5, 0.1]])}
+      >>> sj.prune_masks(params, grads, 0.2)
+      {'w': Array([[ True, False]], dtype=bool)}
+    """
+    _checks.non_negative(
+        "threshold",
+        threshold,
+        "Scores are absolute values here; for signed scores use masking.threshold.",
+    )
+    _checks.function("criterion", criterion, "(params, grads) -> scores", "criteria.magnitude")
+    flat = _tree.flatten(params)
+    chosen = filters.selected(prunable, params)
+    _check_gradients(flat, _tree.align("grads", grads, "params", params))
+    scores = _tree.align("scores", criterion(params, grads), "params", params)
+    for path, score, leaf, yes in zip(flat.paths, scores, flat.leaves, chosen, strict=True):
+        if yes:
+            _check_score(path, score, leaf)
+    return _threshold(flat._replace(leaves=scores), chosen, threshold)
+
+
+def prune_tree(
+    params: Params,
+    grads: Params,
+    threshold: Scalar,
+    *,
+    criterion: Criterion = criteria.gradient,
+    prunable: Filter = filters.weights,
+) -> Params:
+    """The params with every entry zeroed whose score is below `threshold`.
+
+    `apply_masks(params, prune_masks(params, grads, threshold))`: keep `score >= threshold`, so that
+    a threshold of 0 prunes nothing. Pure: works under `jit` with a traced threshold.
+
+    Args:
+      params: a pytree of arrays.
+      grads: gradients, or the importance from `criteria.output_gradient`, like `params`; `None` for
+        a whole tree is fine where the criterion does not need it.
+      threshold: a number >= 0, in the unit of the scores; may be traced.
+      criterion: any function `(params, grads) -> scores`; by default |grads|.
+      prunable: which leaves are pruned; the others pass as they are.
+
+    Returns:
+      A tree like `params`: same structure, shapes and dtypes.
+
+    Raises:
+      TypeError: if an argument is of the wrong kind.
+      ValueError: if `threshold` is negative or NaN, a score is NaN (under `jit`, NaN scores are
+        pruned), or trees do not match, with the leaf's path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sparsejax as sj
+      >>> params, grads = {"w": jnp.array([[1.0, 2.0]])}, {"w": jnp.array([[-0.5, 0.1]])}
+      >>> sj.prune_tree(params, grads, 0.2)
+      {'w': Array([[1., 0.]], dtype=float32)}
+      >>> sj.prune_tree(params, grads, 1.5, criterion=sj.criteria.magnitude)
+      {'w': Array([[0., 2.]], dtype=float32)}
+    """
+    masks = prune_masks(params, grads, threshold, criterion=criterion, prunable=prunable)
+    return apply_masks(params, masks)
+
+
+def _threshold(scores: _tree.Flat, chosen: list[bool], t: Scalar) -> Masks:
+    kept = iter([_at_least(s, t) for s in _prunable_scores(scores, chosen)])
+    return scores.rebuild([next(kept) if yes else _everything() for yes in chosen])
+
+
+def _at_least(scores: jax.Array, t: Scalar) -> jax.Array:
+    """As real numbers: denormals count, +0 = -0, NaN is below every threshold."""
+    dtype = jnp.promote_types(scores.dtype, jnp.float32)
+    # A NaN key lies below that of -inf, which is the lowest threshold.
+    return selection.order_key(scores) >= selection.order_key(jnp.asarray(t, dtype))
+
+
+def _keep(scores: list[jax.Array], sparsity: Scalar) -> list[jax.Array]:
+    n = sum(s.size for s in scores)
+    return selection.keep_largest(scores, n - selection.removed_count(sparsity, n))
+
+
+def _prunable_scores(scores: _tree.Flat, chosen: list[bool]) -> list[jax.Array]:
+    arrays = []
+    for path, leaf, yes in zip(scores.paths, scores.leaves, chosen, strict=True):
+        if yes:
+            if not filters.floating(path, leaf):
+                raise TypeError(
+                    f"`scores` must be real floating arrays, got {_checks.describe(leaf)} at "
+                    f"{path!r}; take jnp.abs of complex scores, astype(float) of integers."
+                )
+            _checks.no_nan("scores", path, leaf)
+            arrays.append(jnp.asarray(leaf))
+    return arrays
+
+
+def _check_gradients(params: _tree.Flat, grads: list[Any]) -> None:
+    for path, leaf, grad in zip(params.paths, params.leaves, grads, strict=True):
+        if _checks.is_inexact(grad):
+            _checks.same_shape("grads", path, grad, "params", leaf)
+
+
+def _check_score(path: str, score: Any, leaf: Any) -> None:
+    if score is None or _checks.dtype_of(score) == np.dtype(bool):
+        raise ValueError(
+            f"`criterion` gave no score for the prunable leaf {path!r}: its gradient is None or "
+            "not floating. Differentiate with respect to it, leave it out of `prunable`, or take "
+            "a criterion without gradients (criterion=criteria.magnitude)."
+        )
+    _checks.same_shape("scores", path, score, "params", leaf)
+
+
+def _everything() -> jax.Array:
+    return jnp.ones((), bool)
+
+
+def _apply(leaf: Any, mask: Any) -> Any:
+    if not _checks.is_number(leaf) or _keeps_all(mask):
+        return leaf
+    if isinstance(leaf, np.ndarray) and leaf.dtype != jnp.asarray(leaf).dtype:
+        # JAX would narrow it: float64 where x64 is off.
+        return np.where(np.asarray(mask), leaf, np.zeros((), leaf.dtype))
+    array = jnp.asarray(leaf)
+    return jnp.where(mask, array, jnp.zeros((), array.dtype))
+
+
+def _keeps_all(mask: Any) -> bool:
+    """Whether a whole leaf is seen to be kept, so that it need not be touched."""
+    return _checks.shape_of(mask) == () and not _checks.is_traced(mask) and bool(mask)
+
+
+def _intersect(path: str, leaves: list[Any]) -> jax.Array:
+    for leaf in leaves:
+        _checks.boolean(path, leaf)
+    shapes = [shape for leaf in leaves if (shape := _checks.shape_of(leaf))]
+    try:
+        if len({len(shape) for shape in shapes}) > 1:
+            raise ValueError("ranks differ")
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ValueError(
+            f"`masks` must broadcast against each other, got shapes {shapes} at {path!r}; build "
+            "them for the same params."
+        ) from None
+    return functools.reduce(jnp.logical_and, map(jnp.asarray, leaves))
+
+
+def _count_zeros(leaf: Any, mask: Any) -> Count:
+    size = int(np.size(leaf))
+    if mask is None:
+        # By bit pattern: floating comparisons on CPU take denormals for zeros.
+        array = jnp.asarray(leaf)
+        kept = selection.order_key(array) != 0 if _checks.is_floating(array) else array != 0
+    else:
+        kept = jnp.broadcast_to(mask, np.shape(leaf))
+    nonzeros = jnp.sum(kept, dtype=jnp.int32)
+    return Count(size - (nonzeros if _checks.is_traced(nonzeros) else int(nonzeros)), size)
+
+
+def _sum(counts: list[Count]) -> Count:
+    return Count(sum(c.zeros for c in counts), sum(c.size for c in counts))

@@ -1,0 +1,573 @@
+"""Penalties and fixed masks as optax transforms.
+
+Two places in an optimizer, and they are not interchangeable:
+
+* *before* plain SGD, in a chain: `optax.chain(l1_prox(lam), optax.sgd(lr))`; sees gradients, emits
+what makes SGD land on
+  the proximal point;
+* *outermost*, around a whole optimizer: `penalized(optax.adam(1e-3), penalties.l1(lam))`,
+`proximal(...)`,
+  `keep_masks(...)`; sees the final step, so that zeros are exact after `optax.apply_updates`,
+  whatever is inside.
+
+Every `update` needs the current params.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparsejax import _checks, _tree, filters, masking, penalties
+from sparsejax._typing import Filter, Masks, Params, Penalty, ScalarOrSchedule
+
+_PROBE_ENTRIES = 512
+_GOOD_FIT = 0.99
+
+
+class ProxState(NamedTuple):
+    """State of `prox`. A good `fit` means that the optimizer behind is plain SGD.
+
+    `step`: updates done. `learning_rate`: the one in use, measured or given (0 until known).
+    `fit`: the share of the params' last movement that a multiple of the emission explains, in [0,
+    1]; below 0.99 the transform emits subgradients and makes no zeros. `params_probe`,
+    `emission_probe`: a few entries of the last params and of what was emitted; empty where the
+    learning rate is given.
+    """
+
+    step: jax.Array
+    learning_rate: jax.Array
+    fit: jax.Array
+    params_probe: jax.Array
+    emission_probe: jax.Array
+
+
+class PenaltyState(NamedTuple):
+    """State of `penalized` and `proximal`: updates done, and the inner optimizer's state."""
+
+    step: jax.Array
+    inner: Any
+
+
+class KeepMasksState(NamedTuple):
+    """State of `keep_masks`: the masks, for checkpoints to carry, and the inner state."""
+
+    masks: Masks
+    inner: Any
+
+
+def prox(
+    penalty: Penalty, learning_rate: ScalarOrSchedule | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Makes the SGD behind it land on the proximal point: `optax.chain(prox(penalty), sgd(lr))`.
+
+    With gradient g and step size s it emits `(w - prox_s(w - s·g)) / s`, which SGD turns into w ←
+    prox_s(w - s·g): the proximal gradient method (ISTA). Cost: one pass over params and gradients.
+
+    Without `learning_rate` it measures s: the state keeps a few hundred entries of the last params
+    and of what it emitted, and the least-squares fit of the movement on the emission is s, one step
+    late where a schedule moves. The first step, and every step where the fit is poor (momentum,
+    Adam: the movement is no multiple of the emission), emits the subgradient of least norm: right,
+    but without zeros. Look at `state.fit`; for other optimizers use `penalized`. An entry that
+    crosses zero is within rounding of it after that step and exactly zero a few steps later, unless
+    the gradient pulls it out. Half-precision params move too coarsely to be measured: give
+    `learning_rate` or use `penalized`.
+
+    Args:
+      penalty: such as `penalties.l1(strength)`.
+      learning_rate: SGD's, a number > 0 or its schedule; `None`: measured.
+
+    Returns:
+      A transform with state `ProxState`.
+
+    Raises:
+      TypeError, ValueError: for a wrong penalty or learning rate; in `update`, if `params` is
+        missing or gradients do not match.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from sparsejax import filters, penalties, transforms
+      >>> tx = optax.chain(
+      ...     transforms.prox(penalties.l1(0.5, prunable=filters.floating), 0.1), optax.sgd(0.1)
+      ... )
+      >>> w = jnp.array([1.0, 0.04])
+      >>> updates, state = tx.update(jnp.zeros(2), tx.init(w), w)
+      >>> optax.apply_updates(w, updates)  # 1 - 0.1·0.5, and |0.04| < 0.1·0.5
+      Array([0.95, 0.  ], dtype=float32)
+
+    References:
+      A. Beck and M. Teboulle, *A fast iterative shrinkage-thresholding algorithm for linear inverse
+      problems*, SIAM J. Imaging Sciences 2 (2009), https://doi.org/10.1137/080716542
+    """
+    _check_penalty(penalty)
+    if learning_rate is not None:
+        _checks.scalar_or_schedule("learning_rate", learning_rate, positive=True)
+
+    def init_fn(params: Params) -> ProxState:
+        probe = jnp.zeros_like(_probe(params)) if learning_rate is None else jnp.zeros(0)
+        return ProxState(jnp.zeros((), jnp.int32), jnp.float32(0), jnp.float32(0), probe, probe)
+
+    def update_fn(
+        updates: Params, state: ProxState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, ProxState]:
+        del extra
+        _checks.params_given("prox", params)
+        now = penalty.at(state.step)
+        if learning_rate is None:
+            size, fit = _measure(state, params)
+            known = (fit >= _GOOD_FIT) & (size > 0)
+        else:
+            size = jnp.asarray(_at(learning_rate, state.step), jnp.float32)
+            known = size > 0
+            fit = known.astype(jnp.float32)
+        landing = _landing_emission(now, updates, params, jnp.where(known, size, 1))
+        emission = _map_floating(
+            lambda fallback, landing, w: jnp.where(known, landing, fallback),
+            params,
+            fallback=now.subgradient(updates, params),
+            landing=landing,
+        )
+        step = optax.safe_increment(state.step)
+        if learning_rate is not None:
+            return emission, ProxState(step, size, fit, state.params_probe, state.emission_probe)
+        return emission, ProxState(step, size, fit, _probe(params), _probe(emission))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def l1_prox(
+    strength: ScalarOrSchedule,
+    learning_rate: ScalarOrSchedule | None = None,
+    *,
+    prunable: Filter = filters.weights,
+) -> optax.GradientTransformationExtraArgs:
+    """L1 with exact zeros: `optax.chain(l1_prox(lam), optax.sgd(lr))`, and nothing more to say.
+
+    `prox(penalties.l1(strength, prunable=prunable), learning_rate)`; see `prox` for how it works
+    and for what it does before an optimizer that is not plain SGD.
+
+    Args:
+      strength: λ ≥ 0 of λΣ|θ|, a number or a schedule.
+      learning_rate: SGD's, a number > 0 or its schedule; `None`: measured.
+      prunable: which leaves are penalized.
+
+    Returns:
+      A transform with state `ProxState`.
+
+    Raises:
+      TypeError, ValueError: if an argument is of the wrong kind or out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import sparsejax as sj
+      >>> target = jnp.array([[2.0, 0.3]])
+      >>> tx = optax.chain(sj.l1_prox(0.5), optax.sgd(0.1))
+      >>> w = jnp.zeros((1, 2)) + 1
+      >>> state = tx.init(w)
+      >>> for _ in range(200):
+      ...     updates, state = tx.update(w - target, state, w)  # the gradient of ½|w - target|²
+      ...     w = optax.apply_updates(w, updates)
+      >>> jnp.round(w, 4)  # soft-thresholded: 2 - 0.5, and 0.3 < 0.5
+      Array([[1.5, 0. ]], dtype=float32)
+      >>> round(float(state[0].learning_rate), 4)  # measured
+      0.1
+    """
+    return prox(penalties.l1(strength, prunable=prunable), learning_rate)
+
+
+def l2_prox(
+    strength: ScalarOrSchedule,
+    learning_rate: ScalarOrSchedule | None = None,
+    *,
+    prunable: Filter = filters.weights,
+) -> optax.GradientTransformationExtraArgs:
+    """L2 before plain SGD, as an implicit step: shrinks, sets nothing to zero, stable at any λ.
+
+    `prox(penalties.l2(strength, prunable=prunable), learning_rate)`; see `prox`.
+
+    Args:
+      strength: λ ≥ 0 of (λ/2)Σθ², a number or a schedule.
+      learning_rate: SGD's, a number > 0 or its schedule; `None`: measured.
+      prunable: which leaves are penalized.
+
+    Returns:
+      A transform with state `ProxState`.
+
+    Raises:
+      TypeError, ValueError: if an argument is of the wrong kind or out of range.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparsejax as sj
+      >>> tx = optax.chain(sj.l2_prox(1.0, 0.5), optax.sgd(0.5))
+      >>> w = jnp.full((1, 2), 3.0)
+      >>> updates, _ = tx.update(jnp.zeros((1, 2)), tx.init(w), w)
+      >>> optax.apply_updates(w, updates)  # 3 / (1 + 0.5·1)
+      Array([[2., 2.]], dtype=float32)
+    """
+    return prox(penalties.l2(strength, prunable=prunable), learning_rate)
+
+
+def elastic_net_prox(
+    l1_strength: ScalarOrSchedule,
+    l2_strength: ScalarOrSchedule,
+    learning_rate: ScalarOrSchedule | None = None,
+    *,
+    prunable: Filter = filters.weights,
+) -> optax.GradientTransformationExtraArgs:
+    """L1 and L2 together before plain SGD, with exact zeros.
+
+    `prox(penalties.elastic_net(l1_strength, l2_strength, prunable=prunable), learning_rate)`; see
+    `prox`.
+
+    Args:
+      l1_strength: λ₁ ≥ 0 of λ₁Σ|θ|, a number or a schedule.
+      l2_strength: λ₂ ≥ 0 of (λ₂/2)Σθ², likewise.
+      learning_rate: SGD's, a number > 0 or its schedule; `None`: measured.
+      prunable: which leaves are penalized.
+
+    Returns:
+      A transform with state `ProxState`.
+
+    Raises:
+      TypeError, ValueError: if an argument is of the wrong kind or out of range.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparsejax as sj
+      >>> tx = optax.chain(sj.elastic_net_prox(1.0, 1.0, 0.5), optax.sgd(0.5))
+      >>> w = jnp.array([[3.5, -0.25]])
+      >>> updates, _ = tx.update(jnp.zeros((1, 2)), tx.init(w), w)
+      >>> optax.apply_updates(w, updates)  # (3.5 - 0.5) / 1.5, and |-0.25| < 0.5
+      Array([[2., 0.]], dtype=float32)
+    """
+    penalty = penalties.elastic_net(l1_strength, l2_strength, prunable=prunable)
+    return prox(penalty, learning_rate)
+
+
+def penalized(
+    optimizer: optax.GradientTransformation, penalty: Penalty
+) -> optax.GradientTransformationExtraArgs:
+    """Minimizes loss + penalty with *any* optax optimizer, zeros exact; outermost.
+
+    The inner optimizer sees the subgradient of least norm of the penalized loss; a step that would
+    cross zero stops there, and an entry at zero moves only against its subgradient (the
+    orthant-wise rule). Where the inner optimizer rests, that subgradient is zero: its fixed points
+    are those of the penalized problem, with neither learning rate nor metric. The inner optimizer
+    also gets `value`, `grad` and `value_fn`, where they are passed, of the penalized loss (so do
+    not feed `lbfgs` from `optax.value_and_grad_from_state`, which would add the penalty twice).
+
+    Args:
+      optimizer: any optax optimizer: with momentum, Adam, Lion, clipping, `MultiSteps` ...
+      penalty: such as `penalties.l1(strength)`; schedules count calls of `update`.
+
+    Returns:
+      A transform with state `PenaltyState`. Put it outermost, or inside `keep_masks` alone.
+
+    Raises:
+      TypeError: if an argument is of the wrong kind.
+      ValueError: in `update`, if `params` is missing or gradients do not match.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparsejax as sj
+      >>> tx = sj.penalized(optax.adam(0.01), sj.penalties.l1(0.5))
+      >>> target, w = jnp.array([[2.0, 0.3]]), jnp.ones((1, 2))
+      >>> state = tx.init(w)
+      >>> for _ in range(1000):
+      ...     updates, state = tx.update(w - target, state, w)  # the gradient of ½|w - target|²
+      ...     w = optax.apply_updates(w, updates)
+      >>> jnp.round(w, 4)
+      Array([[1.5, 0. ]], dtype=float32)
+
+    References:
+      G. Andrew and J. Gao, *Scalable training of L1-regularized log-linear models*, ICML 2007,
+      https://doi.org/10.1145/1273496.1273501. There the method is L-BFGS's own; here the rule wraps
+      any optimizer, the step is not projected onto the subgradient's orthant where both are
+      nonzero, and there is no line search.
+    """
+    inner = _checks.optimizer("optimizer", optimizer)
+    _check_penalty(penalty)
+
+    def init_fn(params: Params) -> PenaltyState:
+        return PenaltyState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update_fn(
+        updates: Params, state: PenaltyState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, PenaltyState]:
+        _checks.params_given("penalized", params)
+        now = penalty.at(state.step)
+        subgradient = now.subgradient(updates, params)
+        extra = _replace(
+            extra,
+            value=lambda value: value + now.value(params),
+            grad=lambda grad: now.subgradient(grad, params),
+            value_fn=lambda f: lambda p, *args, **kw: f(p, *args, **kw) + now.value(p),
+        )
+        steps, inner_state = inner.update(subgradient, state.inner, params, **extra)
+        stopped = now.stop_at_zero(steps, subgradient, params)
+        return stopped, PenaltyState(optax.safe_increment(state.step), inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def proximal(
+    optimizer: optax.GradientTransformation, penalty: Penalty, learning_rate: ScalarOrSchedule
+) -> optax.GradientTransformationExtraArgs:
+    """The prox step after an optimizer's step: w ← prox(w + u, learning_rate); outermost.
+
+    Exact for SGD without momentum, where it is the proximal gradient method and zeros are exact at
+    once. Other optimizers move in a metric of their own, which the prox would have to share: with
+    momentum μ, `learning_rate` alone solves the problem with λ(1-μ), and with Adam some other
+    problem. Use `penalized` for them. Gradient accumulation belongs outside
+    (`optax.MultiSteps(proximal(...), k)`), or every mini-step shrinks.
+
+    Args:
+      optimizer: an optax optimizer, plain SGD for exactness.
+      penalty: such as `penalties.l1(strength)`; schedules count calls of `update`.
+      learning_rate: the optimizer's own, a number > 0 or its schedule.
+
+    Returns:
+      A transform with state `PenaltyState`.
+
+    Raises:
+      TypeError, ValueError: if an argument is of the wrong kind or out of range; in `update`, if
+        `params` is missing.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparsejax as sj
+      >>> tx = sj.proximal(optax.sgd(0.1), sj.penalties.l1(0.5), 0.1)
+      >>> w = jnp.array([[1.0, 0.04]])
+      >>> updates, state = tx.update(jnp.zeros((1, 2)), tx.init(w), w)
+      >>> optax.apply_updates(w, updates)
+      Array([[0.95, 0.  ]], dtype=float32)
+
+    References:
+      N. Parikh and S. Boyd, *Proximal algorithms*, 2014, section 4.2,
+      https://web.stanford.edu/~boyd/papers/prox_algs.html
+    """
+    inner = _checks.optimizer("optimizer", optimizer)
+    _check_penalty(penalty)
+    _checks.scalar_or_schedule("learning_rate", learning_rate, positive=True)
+
+    def init_fn(params: Params) -> PenaltyState:
+        return PenaltyState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update_fn(
+        updates: Params, state: PenaltyState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, PenaltyState]:
+        _checks.params_given("proximal", params)
+        steps, inner_state = inner.update(updates, state.inner, params, **extra)
+        size = _at(learning_rate, state.step)
+        moved = _map_floating(lambda u, w: _wide(w) + _wide(u), params, updates=steps)
+        landed = penalty.at(state.step).prox(moved, size)
+
+        def step(u: jax.Array, v: jax.Array, t: jax.Array, w: jax.Array) -> jax.Array:
+            # Where the prox does nothing the step passes bit for bit, unpenalized leaves included.
+            return jnp.where(t == v, u, t - w).astype(jnp.promote_types(u.dtype, w.dtype))
+
+        stepped = _map_floating(step, params, updates=steps, moved=moved, landed=landed)
+        return stepped, PenaltyState(optax.safe_increment(state.step), inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def keep_masks(
+    optimizer: optax.GradientTransformation, masks: Masks
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps pruned entries exactly zero after every update, whatever the optimizer; outermost.
+
+    The inner optimizer sees masked gradients and masked params, so that norms, moments and clipping
+    know nothing of pruned entries (a NaN or infinite gradient there included); its step is then
+    replaced by -w where the mask is False. Params may be dense: the first update zeroes them.
+    `value_fn`, where it is passed, is evaluated at masked params. Masks live in the state, where
+    checkpoints find them, and win over `masks` from the first update on. Cost: one read of the
+    masks, fused with the step.
+
+    *Outside* it, another wrapper may hold back or change the update that zeroes: under
+    `optax.MultiSteps`, `clip` or EMA masks hold exactly only if the params already obey them (start
+    from `apply_masks(params, masks)`).
+
+    Args:
+      optimizer: any optax optimizer.
+      masks: masks for the params, True = kept.
+
+    Returns:
+      A transform with state `KeepMasksState`.
+
+    Raises:
+      TypeError: if `optimizer` is none, or a mask is not boolean.
+      ValueError: in `init`, if masks do not fit the params (with the leaf's path), or a pruned
+        entry is NaN or infinite, which no update can bring to zero; in `update`, if `params` is
+        missing.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparsejax as sj
+      >>> tx = sj.keep_masks(optax.sgd(0.5, momentum=0.9), {"w": jnp.array([True, False])})
+      >>> params = {"w": jnp.array([1.0, 1.0])}
+      >>> updates, state = tx.update({"w": jnp.array([0.5, jnp.nan])}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["w"]
+      Array([0.75, 0.  ], dtype=float32)
+    """
+    inner = _checks.optimizer("optimizer", optimizer)
+    flat = _tree.flatten(masks)
+    for path, mask in zip(flat.paths, flat.leaves, strict=True):
+        _checks.boolean(path, mask)
+
+    def init_fn(params: Params) -> KeepMasksState:
+        fitted = masking.aligned(masks, params)
+        _check_finite_where_pruned(params, fitted)
+        # A copy: a caller who donates the state must not lose his masks.
+        own = _tree.flatten(params).rebuild([jnp.array(m, copy=True) for m in fitted])
+        return KeepMasksState(own, inner.init(masking.apply_masks(params, own)))
+
+    def update_fn(
+        updates: Params, state: KeepMasksState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, KeepMasksState]:
+        _checks.params_given("keep_masks", params)
+
+        def mask(tree: Params) -> Params:
+            return masking.apply_masks(tree, state.masks)
+
+        extra = _replace(
+            extra,
+            grad=mask,
+            value_fn=lambda f: lambda p, *args, **kw: f(mask(p), *args, **kw),
+        )
+        steps, inner_state = inner.update(mask(updates), state.inner, mask(params), **extra)
+        return _zero_where_pruned(steps, params, state.masks), KeepMasksState(
+            state.masks, inner_state
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _landing_emission(penalty: Penalty, grads: Params, params: Params, size: jax.Array) -> Params:
+    """(w - prox(w - s·g)) / s, and g itself, bit for bit, where the prox does nothing."""
+    moved = _map_floating(lambda g, w: _wide(w) - size * _wide(g), params, updates=grads)
+    landed = penalty.prox(moved, size)
+
+    def emit(g: jax.Array, v: jax.Array, t: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.where(t == v, g, ((w - t) / size).astype(g.dtype))
+
+    return _map_floating(emit, params, updates=grads, moved=moved, landed=landed)
+
+
+def _measure(state: ProxState, params: Params) -> tuple[jax.Array, jax.Array]:
+    """Step size and quality of the fit `last params - params = size * last emission`.
+
+    Where nothing was emitted, or the params moved by less than their rounding lets one see, the
+    last answer stands.
+    """
+    moved = state.params_probe - _probe(params)
+    emitted = state.emission_probe
+    rounding = _probe(jax.tree.map(_rounding, params))
+    moved_scale, emitted_scale = _largest(moved), _largest(emitted)
+    seen = (moved_scale > 0) & (emitted_scale > 0)
+    # Scaled to 1, so that squares neither overflow nor vanish.
+    d = moved / jnp.where(seen, moved_scale, 1)
+    e = emitted / jnp.where(seen, emitted_scale, 1)
+    de, ee, dd = jnp.vdot(d, e), jnp.vdot(e, e), jnp.vdot(d, d)
+    noise = jnp.sum(jnp.square(rounding / jnp.where(seen, moved_scale, 1)))
+    seen &= dd * (1 - _GOOD_FIT) > noise
+    size = de / jnp.where(seen, ee, 1) * (moved_scale / jnp.where(seen, emitted_scale, 1))
+    fit = jnp.square(de) / jnp.where(seen, ee * dd, 1)
+    return jnp.where(seen, size, state.learning_rate), jnp.where(seen, fit, state.fit)
+
+
+def _probe(tree: Params) -> jax.Array:
+    """A few entries of every floating leaf, spread over its axes, as one float32 vector."""
+    leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree) if _checks.is_floating(x)]
+    if not leaves:
+        return jnp.zeros(0)
+    each = max(4, _PROBE_ENTRIES // len(leaves))
+    return jnp.concatenate([_spread(x, each).astype(jnp.float32) for x in leaves])
+
+
+def _spread(x: jax.Array, entries: int) -> jax.Array:
+    """About `entries` entries, by strides along every axis: no reshape of a sharded array."""
+    if x.ndim == 0 or x.size == 0:
+        return x.reshape(-1)
+    strides, left = [], entries
+    for axis, dim in enumerate(x.shape):
+        wanted = max(1, min(dim, round(left ** (1 / (x.ndim - axis)))))
+        strides.append(-(-dim // wanted))
+        left = max(1, left // wanted)
+    return jax.lax.slice(x, (0,) * x.ndim, x.shape, strides).reshape(-1)
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    return jnp.max(jnp.abs(x), initial=0)
+
+
+def _rounding(leaf: Any) -> Any:
+    """How far the rounding of one update may move each entry."""
+    if not _checks.is_floating(leaf):
+        return leaf
+    x = jnp.asarray(leaf)
+    return _wide(x) * (jnp.finfo(x.dtype).eps / 2)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _zero_where_pruned(steps: Params, params: Params, masks: Masks) -> Params:
+    """-w where the mask is False; wide enough to cancel the parameter exactly."""
+    flat = _tree.flatten(params)
+
+    def zero(u: Any, w: Any, mask: Any) -> Any:
+        if not _checks.is_inexact(w):
+            return u
+        w, u = jnp.asarray(w), jnp.asarray(u)
+        return jnp.where(mask, u, -w).astype(jnp.promote_types(u.dtype, w.dtype))
+
+    rows = zip(
+        _tree.align("updates", steps, "params", params),
+        flat.leaves,
+        masking.aligned(masks, params),
+        strict=True,
+    )
+    return flat.rebuild([zero(*row) for row in rows])
+
+
+def _map_floating(f: Callable[..., jax.Array], params: Params, **trees: Params) -> Params:
+    """`f` over the floating leaves; others give their leaf of the first tree."""
+    chosen = [_checks.is_floating(leaf) for leaf in jax.tree.leaves(params)]
+
+    def on_arrays(*leaves: Any) -> jax.Array:
+        return f(*(jnp.asarray(x) for x in leaves))
+
+    return _tree.map_chosen(on_arrays, chosen, params, **trees)
+
+
+def _check_finite_where_pruned(params: Params, masks: list[Any]) -> None:
+    flat = _tree.flatten(params)
+    for path, leaf, mask in zip(flat.paths, flat.leaves, masks, strict=True):
+        if not _checks.is_inexact(leaf) or _checks.is_traced(leaf, mask):
+            continue
+        if bool(jnp.any(~jnp.isfinite(leaf) & ~jnp.asarray(mask))):
+            raise ValueError(
+                f"`params` must be finite where the masks prune, got NaN or infinity at {path!r}, "
+                "which no update can bring to zero; start from apply_masks(params, masks)."
+            )
+
+
+def _check_penalty(penalty: Any) -> None:
+    if not isinstance(penalty, Penalty):
+        raise TypeError(f"`penalty` must be a penalty such as penalties.l1(1e-4), got {penalty!r}.")
+
+
+def _at(value: ScalarOrSchedule, step: jax.Array) -> Any:
+    return value(step) if callable(value) else value
+
+
+def _replace(extra: dict[str, Any], **changes: Callable[[Any], Any]) -> dict[str, Any]:
+    """The extra arguments, changed where they are there."""
+    return extra | {
+        name: f(extra[name]) for name, f in changes.items() if extra.get(name) is not None
+    }
