@@ -6,8 +6,11 @@ no gradient where the criterion needs one, gets a 0-d boolean instead of scores,
 floating leaves selects.
 """
 
+import enum
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,14 @@ import numpy as np
 from sparsejax import _checks, _tree
 from sparsejax._typing import Criterion, Params, Scores
 
-_CHUNK_BYTES = 2**28
+_UNROLLED = 16
+
+
+class _Role(enum.Enum):
+    """What a leaf is to `output_gradient`: differentiated, or an array that is held fixed."""
+
+    FREE = enum.auto()
+    FIXED = enum.auto()
 
 
 def magnitude(params: Params, grads: Params = None) -> Scores:
@@ -137,32 +147,35 @@ def output_gradient(
     params: Params,
     inputs: Any,
     *,
-    chunk_size: int | None = None,
+    chunk_size: int = 1,
 ) -> Scores:
     """The importance of the output: mean of |∂f_o(x_e; θ)/∂θ_i| over examples e and outputs o.
 
     A mean of absolute values, not the absolute value of a mean: derivatives of opposite sign do not
-    cancel. Every example and output costs one backward pass, `chunk_size` of them at a time, so
-    memory stays at `chunk_size` copies of the floating params whatever the number of examples and
-    outputs.
+    cancel. Every example and output costs one backward pass. Memory is bounded by `chunk_size` + 1
+    copies of the floating params and the activations of `chunk_size` examples, whatever the number
+    of examples and outputs.
+
+    Call it outside `jit`, where it runs its own compiled step per chunk; it works inside, as a loop
+    in which XLA's convolutions on CPU are many times slower.
 
     Args:
-      apply_fn: `(params, inputs) -> outputs`, batched, with outputs of shape (examples, ...). An
-        example's output must not depend on the others (no batch statistics). Complex outputs are
-        not allowed.
+      apply_fn: `(params, inputs) -> outputs`, batched, with real outputs of shape (examples, ...).
+        An example's output must not depend on the others (no batch statistics). Pass the same
+        function object again and it is not compiled again.
       params: a pytree of arrays; leaves that are not floating are held fixed.
       inputs: an array, or a pytree of arrays, with a common leading axis of examples.
-      chunk_size: how many outputs of one example are differentiated at a time, at least 1. `None`:
-        as many as fit in 256 MiB of derivatives.
+      chunk_size: how many examples are differentiated together, at least 1. On CPU 1 is fastest by
+        far (`vmap` over a kernel's gradient is slow); accelerators want more.
 
     Returns:
-      Scores like `params`: float32 (float64 where the params are), >= 0, the unit of the output per
-      unit of the parameter.
+      Scores like `params`: float32 (float64 where the params are), >= 0, in units of the output
+      per unit of the parameter.
 
     Raises:
       TypeError: if `apply_fn` cannot be called or its output is no real floating array.
-      ValueError: if there is no example, if leading axes differ, if `apply_fn` does not keep them,
-        or if `chunk_size` is less than 1.
+      ValueError: if there is no example or output, if leading axes differ, if `apply_fn` does not
+        keep them, or if `chunk_size` is less than 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -173,52 +186,103 @@ def output_gradient(
     """
     _checks.function("apply_fn", apply_fn, "(params, inputs) -> outputs", "a Flax apply function")
     examples = _check_inputs(inputs)
-    flat = _tree.flatten(params)
-    free = [_checks.is_floating(leaf) for leaf in flat.leaves]
-    theta = [jnp.asarray(leaf) for leaf, yes in zip(flat.leaves, free, strict=True) if yes]
-
-    def outputs_of(theta: list[jax.Array], example: Any) -> jax.Array:
-        values = iter(theta)
-        leaves = [
-            next(values) if yes else leaf for leaf, yes in zip(flat.leaves, free, strict=True)
-        ]
-        batch = jax.tree.map(lambda x: x[None], example)
-        return jnp.ravel(apply_fn(flat.rebuild(leaves), batch))
-
     outputs = _check_outputs(apply_fn, params, inputs, examples)
-    chunk = _check_chunk_size(chunk_size, outputs, theta)
-    total = _sum_of_absolute_derivatives(outputs_of, theta, inputs, outputs, chunk)
+    _check_chunk_size(chunk_size)
+    flat = _tree.flatten(params)
+    roles = tuple(map(_role, flat.leaves))
+    function = _Function(apply_fn, flat.structure, roles, outputs)
+    pairs = list(zip(flat.leaves, roles, strict=True))
+    theta = [jnp.asarray(leaf) for leaf, role in pairs if role is _Role.FREE]
+    fixed = [leaf for leaf, role in pairs if role is _Role.FIXED]
+    total = [jnp.zeros(t.shape, jnp.promote_types(t.dtype, jnp.float32)) for t in theta]
+
+    whole = examples - examples % chunk_size
+    chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk_size, *x.shape[1:]), inputs)
+    rest = jax.tree.map(lambda x: x[whole:], inputs)
+    if _checks.is_traced(*theta, *fixed, *jax.tree.leaves(inputs)):
+        add = partial(_add_chunk_in_loop, function, theta, fixed)
+        total = jax.lax.scan(lambda t, chunk: (add(t, chunk), None), total, chunks)[0]
+    else:
+        add = partial(_add_chunk_eagerly, function, theta, fixed)
+        for i in range(whole // chunk_size):
+            total = add(total, jax.tree.map(itemgetter(i), chunks))
+    if whole < examples:
+        total = add(total, rest)
     means = iter([t / (examples * outputs) for t in total])
-    return flat.rebuild([next(means) if yes else _unscored() for yes in free])
+    return flat.rebuild([next(means) if role is _Role.FREE else _unscored() for role in roles])
 
 
-def _sum_of_absolute_derivatives(
-    outputs_of: Callable[[list[jax.Array], Any], jax.Array],
+class _Function(NamedTuple):
+    """What must be compiled: hashable, so that the same function is compiled once."""
+
+    apply_fn: Callable[[Params, Any], jax.Array]
+    structure: Any
+    roles: tuple[Any, ...]
+    outputs: int
+
+    def outputs_of(self, theta: list[jax.Array], fixed: list[Any], example: Any) -> jax.Array:
+        """All outputs of one example, as one vector."""
+        values = {_Role.FREE: iter(theta), _Role.FIXED: iter(fixed)}
+        leaves = [next(values[r]) if isinstance(r, _Role) else r for r in self.roles]
+        batch = jax.tree.map(lambda x: x[None], example)
+        return jnp.ravel(self.apply_fn(jax.tree.unflatten(self.structure, leaves), batch))
+
+
+def _add_chunk(
+    function: _Function,
     theta: list[jax.Array],
-    inputs: Any,
-    outputs: int,
-    chunk: int,
+    fixed: list[Any],
+    total: list[jax.Array],
+    chunk: Any,
+    first: jax.Array,
 ) -> list[jax.Array]:
-    """Σ over examples and outputs of |∂f/∂θ|, accumulated in float32 or wider."""
-    # Rows of the identity pick outputs; the rows of zeros that fill the last chunk add |0|.
-    rows = -(-outputs // chunk) * chunk
-    picks = jnp.eye(rows, outputs).reshape(rows // chunk, chunk, outputs)
+    """Adds Σ |∂f_o/∂θ| over the examples of a chunk and `_UNROLLED` outputs from `first` on."""
 
-    def add_example(total: list[jax.Array], example: Any) -> tuple[list[jax.Array], None]:
-        values, pull_back = jax.vjp(lambda t: outputs_of(t, example), theta)
+    def of_example(example: Any) -> list[jax.Array]:
+        values, pull_back = jax.vjp(lambda t: function.outputs_of(t, fixed, example), theta)
+        added = [jnp.zeros(t.shape, t.dtype) for t in total]
+        # Unrolled: a vmap over outputs writes out every derivative before it adds them up.
+        for i in range(min(_UNROLLED, function.outputs)):
+            # Beyond the last output the pick is all zeros, and adds |0|.
+            pick = (jnp.arange(function.outputs) == first + i).astype(values.dtype)
+            (derivatives,) = pull_back(pick)
+            pairs = zip(added, derivatives, strict=True)
+            added = [t + jnp.abs(d.astype(t.dtype)) for t, d in pairs]
+        return added
 
-        def add_chunk(total: list[jax.Array], pick: jax.Array) -> tuple[list[jax.Array], None]:
-            (derivatives,) = jax.vmap(pull_back)(pick.astype(values.dtype))
-            added = [
-                t + jnp.sum(jnp.abs(d.astype(t.dtype)), axis=0)
-                for t, d in zip(total, derivatives, strict=True)
-            ]
-            return added, None
+    if jax.tree.leaves(chunk)[0].shape[0] == 1:
+        sums = of_example(jax.tree.map(itemgetter(0), chunk))
+    else:
+        sums = [jnp.sum(s, axis=0) for s in jax.vmap(of_example)(chunk)]
+    return [t + s for t, s in zip(total, sums, strict=True)]
 
-        return jax.lax.scan(add_chunk, total, picks)[0], None
 
-    zeros = [jnp.zeros(t.shape, jnp.promote_types(t.dtype, jnp.float32)) for t in theta]
-    return jax.lax.scan(add_example, zeros, inputs)[0]
+_add_chunk_compiled = jax.jit(_add_chunk, static_argnums=0, donate_argnums=3)
+
+
+def _add_chunk_eagerly(
+    function: _Function,
+    theta: list[jax.Array],
+    fixed: list[Any],
+    total: list[jax.Array],
+    chunk: Any,
+) -> list[jax.Array]:
+    for first in range(0, function.outputs, _UNROLLED):
+        total = _add_chunk_compiled(function, theta, fixed, total, chunk, first)
+    return total
+
+
+def _add_chunk_in_loop(
+    function: _Function,
+    theta: list[jax.Array],
+    fixed: list[Any],
+    total: list[jax.Array],
+    chunk: Any,
+) -> list[jax.Array]:
+    def add(i: jax.Array, total: list[jax.Array]) -> list[jax.Array]:
+        return _add_chunk(function, theta, fixed, total, chunk, i * _UNROLLED)
+
+    return jax.lax.fori_loop(0, -(-function.outputs // _UNROLLED), add, total)
 
 
 def _score(f: Callable[..., jax.Array], params: Params, *grads: Params) -> Scores:
@@ -241,6 +305,13 @@ def _score_leaf(f: Callable[..., jax.Array], path: str, row: tuple[Any, ...]) ->
 
 def _unscored() -> np.ndarray:
     return np.zeros((), bool)
+
+
+def _role(leaf: Any) -> Any:
+    """The leaf itself where it is no array: a function, say."""
+    if _checks.is_floating(leaf):
+        return _Role.FREE
+    return _Role.FIXED if hasattr(leaf, "dtype") else leaf
 
 
 def _check_key(key: Any) -> None:
@@ -291,12 +362,8 @@ def _check_outputs(apply_fn: Callable[..., Any], params: Params, inputs: Any, ex
     return int(np.prod(out.shape[1:]))
 
 
-def _check_chunk_size(chunk_size: int | None, outputs: int, theta: list[jax.Array]) -> int:
-    if chunk_size is None:
-        copy = sum(t.size * t.dtype.itemsize for t in theta)
-        return max(1, min(outputs, _CHUNK_BYTES // max(copy, 1)))
+def _check_chunk_size(chunk_size: Any) -> None:
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
-        raise TypeError(f"`chunk_size` must be an integer or None, got {chunk_size!r}.")
+        raise TypeError(f"`chunk_size` must be an integer, got {chunk_size!r}.")
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
-    return min(chunk_size, outputs)

@@ -106,8 +106,10 @@ def prox(
         _checks.scalar_or_schedule("learning_rate", learning_rate, positive=True)
 
     def init_fn(params: Params) -> ProxState:
-        probe = jnp.zeros_like(_probe(params)) if learning_rate is None else jnp.zeros(0)
-        return ProxState(jnp.zeros((), jnp.int32), jnp.float32(0), jnp.float32(0), probe, probe)
+        entries = _probe(params).size if learning_rate is None else 0
+        shapes = ((), (), (entries,), (entries,))
+        # One buffer each, so that the state can be donated.
+        return ProxState(jnp.zeros((), jnp.int32), *(jnp.zeros(s, jnp.float32) for s in shapes))
 
     def update_fn(
         updates: Params, state: ProxState, params: Params | None = None, **extra: Any

@@ -1,0 +1,343 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsejax import criteria, filters, masking
+
+
+def normal(shape, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def assert_trees_close(got, expected, rtol=1e-5):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6)
+
+
+# ---- magnitude, gradient, taylor
+
+
+ORACLES = {
+    "magnitude": (criteria.magnitude, lambda w, g: np.abs(w)),
+    "gradient": (criteria.gradient, lambda w, g: np.abs(g)),
+    "taylor": (criteria.taylor, lambda w, g: np.abs(w * g)),
+}
+each = pytest.mark.parametrize(("criterion", "oracle"), ORACLES.values(), ids=ORACLES.keys())
+with_gradients = pytest.mark.parametrize("criterion", [criteria.gradient, criteria.taylor])
+
+
+@each
+def test_criterion_equals_numpy(criterion, oracle):
+    w, g = normal((4, 5)), normal((4, 5), seed=1)
+    np.testing.assert_array_equal(criterion({"w": w}, {"w": g})["w"], oracle(w, g))
+
+
+@each
+def test_criterion_of_complex_leaves_is_real(criterion, oracle):
+    w = normal((2, 3)) + 1j * normal((2, 3), seed=1)
+    g = normal((2, 3), seed=2) - 1j * normal((2, 3), seed=3)
+    w, g = w.astype(np.complex64), g.astype(np.complex64)
+    np.testing.assert_allclose(criterion([w], [g])[0], oracle(w, g), rtol=1e-6)
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_criterion_of_half_precision_is_float32(criterion, oracle, dtype):
+    # The product, 1e-10, is below the least float16.
+    w, g = (jnp.full((1, 2), 1e-5, dtype) for _ in range(2))
+    (score,) = criterion([w], [g])
+    assert score.dtype == jnp.float32
+    np.testing.assert_array_equal(score, oracle(np.float32(w), np.float32(g)))
+
+
+@each
+def test_criterion_of_float64_is_float64(criterion, oracle):
+    w, g = normal((2, 3), dtype=np.float64), normal((2, 3), seed=1, dtype=np.float64)
+    with jax.enable_x64(True):
+        (score,) = criterion([w], [g])
+        np.testing.assert_array_equal(score, oracle(w, g))
+
+
+@each
+def test_criterion_under_jit_equals_eager(criterion, oracle):
+    w, g = [normal((4, 5)), normal(3)], [normal((4, 5), seed=1), normal(3, seed=2)]
+    assert_trees_close(jax.jit(criterion)(w, g), criterion(w, g), rtol=0)
+
+
+@each
+def test_criterion_of_empty_and_scalar_leaves(criterion, oracle):
+    scores = criterion([np.zeros((0, 2), np.float32), -2.0], [np.zeros((0, 2), np.float32), 3.0])
+    assert scores[0].shape == (0, 2) and float(scores[1]) == oracle(-2.0, 3.0)
+
+
+@each
+def test_criterion_does_not_score_what_is_no_floating_array(criterion, oracle):
+    params = {"f": jnp.tanh, "key": jax.random.key(0), "n": jnp.arange(3), "none": None}
+    scores = criterion(params, params)
+    assert scores.pop("none") is None
+    assert all(s.shape == () and s.dtype == bool for s in scores.values())
+
+
+@with_gradients
+def test_criterion_does_not_score_leaves_without_a_gradient(criterion):
+    w = normal((2, 2))
+    scores = criterion({"a": w, "b": w}, {"a": None, "b": w})
+    assert scores["a"].dtype == bool and scores["b"].shape == (2, 2)
+
+
+@with_gradients
+def test_criterion_takes_the_gradient_of_an_integer_leaf(criterion):
+    params = {"n": jnp.arange(3), "w": jnp.ones((2, 2))}
+    grads = jax.grad(lambda p: p["w"].sum(), allow_int=True)(params)
+    assert criterion(params, grads)["n"].dtype == bool
+
+
+def test_magnitude_needs_no_gradients():
+    np.testing.assert_array_equal(criteria.magnitude([jnp.array([-3.0])])[0], [3.0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_magnitude_of_a_denormal_is_not_zero(dtype):
+    tiny = jnp.asarray(jnp.finfo(dtype).smallest_subnormal, dtype).reshape(1, 1)
+    scores = criteria.magnitude({"w": -tiny})
+    assert masking.sparsity(scores).total.zeros == 0
+
+
+def test_taylor_of_an_infinite_gradient_at_zero_is_nan():
+    assert jnp.isnan(criteria.taylor([jnp.zeros(1)], [jnp.full(1, jnp.inf)])[0])
+
+
+# ---- random
+
+
+KEYS = {"typed": jax.random.key(0), "old style": jax.random.PRNGKey(0)}
+each_key = pytest.mark.parametrize("key", KEYS.values(), ids=KEYS.keys())
+
+
+@each_key
+def test_random_is_reproducible(key):
+    params = {"w": jnp.zeros((4, 5))}
+    assert_trees_close(criteria.random(key)(params), criteria.random(key)(params), rtol=0)
+
+
+def test_random_differs_by_key():
+    first, second = (criteria.random(jax.random.key(i))(jnp.zeros(50)) for i in range(2))
+    assert not jnp.any(first == second)
+
+
+@each_key
+def test_random_differs_by_leaf(key):
+    first, second = criteria.random(key)([jnp.zeros(50), jnp.zeros(50)])
+    assert not jnp.any(first == second)
+
+
+def test_random_is_uniform():
+    scores = np.sort(criteria.random(jax.random.key(3))(jnp.zeros((100, 100))).ravel())
+    assert scores[0] >= 0 and scores[-1] < 1
+    np.testing.assert_allclose(scores, np.arange(10_000) / 10_000, atol=0.02)
+
+
+def test_random_under_jit_equals_eager():
+    params = [jnp.zeros((3, 4)), jnp.zeros(2)]
+    jitted = jax.jit(lambda key, p: criteria.random(key)(p))
+    expected = criteria.random(jax.random.key(5))(params)
+    assert_trees_close(jitted(jax.random.key(5), params), expected, rtol=0)
+
+
+def test_random_of_half_precision_is_float32():
+    assert criteria.random(jax.random.key(0))(jnp.zeros(3, jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_random_does_not_score_what_is_no_floating_array():
+    scores = criteria.random(jax.random.key(0))({"f": jnp.tanh, "n": jnp.arange(3)})
+    assert scores["f"].dtype == scores["n"].dtype == bool
+
+
+# ---- output_gradient
+
+
+def mlp(params, x):
+    return jnp.tanh(x @ params["w1"] + params["b1"][None]) @ params["w2"]
+
+
+def mlp_params(dtype=np.float32):
+    shapes = {"b1": (5,), "w1": (4, 5), "w2": (5, 3)}
+    return {
+        name: jnp.asarray(normal(s, seed=i), dtype) for i, (name, s) in enumerate(shapes.items())
+    }
+
+
+def convnet(params, x):
+    """Two maps of outputs for an image: shape (examples, 3, 3, 2)."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    conv = partial(
+        jax.lax.conv_general_dilated, window_strides=(1, 1), padding="VALID", dimension_numbers=dims
+    )
+    return conv(jax.nn.relu(conv(x, params["first"])), params["second"])
+
+
+def convnet_params():
+    return {"first": jnp.asarray(normal((3, 3, 1, 4))), "second": jnp.asarray(normal((2, 2, 4, 2)))}
+
+
+NETS = {
+    "mlp": (mlp, mlp_params, normal((6, 4), seed=9)),
+    "convnet": (convnet, convnet_params, normal((3, 6, 6, 1), seed=9)),
+}
+each_net = pytest.mark.parametrize(("apply", "make", "x"), NETS.values(), ids=NETS.keys())
+
+
+def by_jacobian(apply, params, x):
+    """The mean absolute derivative from the whole Jacobian, examples and outputs first."""
+    out = jax.eval_shape(apply, params, x)
+    jacobian = jax.jacrev(apply)(params, x)
+    return jax.tree.map(lambda j: jnp.mean(jnp.abs(j), axis=range(out.ndim)), jacobian)
+
+
+@each_net
+def test_output_gradient_equals_the_mean_of_the_absolute_jacobian(apply, make, x):
+    got = criteria.output_gradient(apply, make(), x)
+    assert_trees_close(got, by_jacobian(apply, make(), x))
+
+
+@each_net
+@pytest.mark.parametrize("chunk_size", [1, 3, 4, 1_000])
+def test_output_gradient_does_not_depend_on_the_chunk(apply, make, x, chunk_size):
+    got = criteria.output_gradient(apply, make(), x, chunk_size=chunk_size)
+    assert_trees_close(got, criteria.output_gradient(apply, make(), x))
+
+
+def test_output_gradient_under_jit_equals_eager():
+    params, x = mlp_params(), jnp.asarray(normal((6, 4)))
+    jitted = jax.jit(partial(criteria.output_gradient, mlp))
+    assert_trees_close(jitted(params, x), criteria.output_gradient(mlp, params, x))
+
+
+def test_output_gradient_of_opposite_signs_does_not_cancel():
+    params, x = {"w": jnp.ones((1, 1))}, jnp.array([[2.0], [-2.0]])
+
+    def apply(p, x):
+        return x @ p["w"]
+
+    assert jax.grad(lambda p: apply(p, x).mean())(params)["w"].item() == 0.0
+    assert criteria.output_gradient(apply, params, x)["w"].item() == 2.0
+
+
+def test_output_gradient_of_outputs_of_opposite_signs_does_not_cancel():
+    params = {"w": jnp.ones((1, 1))}
+
+    def apply(p, x):
+        return jnp.concatenate([x @ p["w"], -(x @ p["w"])], axis=1)
+
+    assert criteria.output_gradient(apply, params, jnp.array([[3.0]]))["w"].item() == 3.0
+
+
+def test_output_gradient_takes_one_output_without_an_axis():
+    params, x = {"w": jnp.ones(3)}, jnp.array([[1.0, -2.0, 0.0], [3.0, 2.0, 0.0]])
+    got = criteria.output_gradient(lambda p, x: x @ p["w"], params, x)["w"]
+    np.testing.assert_allclose(got, [2.0, 2.0, 0.0])
+
+
+def test_output_gradient_takes_a_tree_of_inputs():
+    inputs = {"left": jnp.array([[1.0], [3.0]]), "right": (jnp.array([[5], [7]]),)}
+
+    def apply(p, x):
+        return p["a"] * x["left"] + p["b"] * x["right"][0]
+
+    got = criteria.output_gradient(apply, {"a": jnp.float32(0), "b": jnp.float32(0)}, inputs)
+    assert (float(got["a"]), float(got["b"])) == (2.0, 6.0)
+
+
+def test_output_gradient_does_not_score_what_is_not_floating():
+    params = {"act": jnp.tanh, "none": None, "power": jnp.array(2), "w": jnp.ones((1, 1))}
+
+    def apply(p, x):
+        return p["act"](x @ p["w"]) ** p["power"]
+
+    scores = criteria.output_gradient(apply, params, jnp.ones((2, 1)))
+    assert scores["act"].dtype == scores["power"].dtype == bool
+    assert scores["none"] is None and scores["w"].shape == (1, 1)
+
+
+def test_output_gradient_does_not_need_a_leaf_to_be_used():
+    params = {"unused": jnp.ones((2, 2)), "w": jnp.ones((1, 1))}
+    scores = criteria.output_gradient(lambda p, x: x @ p["w"], params, jnp.ones((2, 1)))
+    assert not scores["unused"].any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_output_gradient_of_half_precision_is_float32(dtype):
+    params = mlp_params() | {"w1": mlp_params()["w1"].astype(dtype)}
+    x = jnp.asarray(normal((6, 4)))
+    got = criteria.output_gradient(mlp, params, x)
+    assert got["w1"].dtype == jnp.float32
+    wide = params | {"w1": params["w1"].astype(jnp.float32)}
+    assert_trees_close(got, by_jacobian(mlp, wide, x), rtol=0.01)
+
+
+def test_output_gradient_accumulates_half_precision_without_rounding():
+    # 2,000 derivatives of 1 would stop at 256 in bfloat16.
+    params = {"w": jnp.ones((1, 1), jnp.bfloat16)}
+    x = jnp.ones((2_000, 1), jnp.bfloat16)
+    assert criteria.output_gradient(lambda p, x: x @ p["w"], params, x)["w"].item() == 1.0
+
+
+def test_output_gradient_works_in_float64():
+    with jax.enable_x64(True):
+        params, x = mlp_params(np.float64), normal((6, 4), dtype=np.float64)
+        got = criteria.output_gradient(mlp, params, x)
+        assert got["w1"].dtype == jnp.float64
+        assert_trees_close(got, by_jacobian(mlp, params, x), rtol=1e-12)
+
+
+def test_output_gradient_has_abstract_values():
+    scores = jax.eval_shape(partial(criteria.output_gradient, mlp), mlp_params(), normal((6, 4)))
+    assert {name: s.shape for name, s in scores.items()} == {
+        name: w.shape for name, w in mlp_params().items()
+    }
+
+
+def test_output_gradient_is_zero_for_an_empty_leaf():
+    params = {"empty": jnp.zeros((0, 2)), "w": jnp.ones((1, 1))}
+    scores = criteria.output_gradient(lambda p, x: x @ p["w"], params, jnp.ones((2, 1)))
+    assert scores["empty"].shape == (0, 2)
+
+
+def working_memory(examples):
+    params = {"w1": jnp.ones((64, 64)), "w2": jnp.ones((64, 16))}
+
+    def importance(params, x):
+        return criteria.output_gradient(
+            lambda p, x: jnp.tanh(x @ p["w1"]) @ p["w2"], params, x, chunk_size=4
+        )
+
+    x = jnp.ones((examples, 64))
+    memory = jax.jit(importance).lower(params, x).compile().memory_analysis()
+    return memory.temp_size_in_bytes
+
+
+def test_output_gradient_needs_no_more_memory_for_more_examples():
+    inputs = (1_024 - 256) * 64 * 4
+    assert working_memory(1_024) - working_memory(256) <= inputs
+
+
+def test_output_gradient_of_flax_params_scores_every_leaf():
+    # The batched and the single example must agree on shapes inside a framework, too.
+    nnx = pytest.importorskip("flax.nnx")
+    graph, params = nnx.split(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+    x = jnp.asarray(normal((5, 4)))
+    scores = criteria.output_gradient(lambda p, x: nnx.merge(graph, p)(x), params, x)
+    np.testing.assert_allclose(
+        scores["kernel"][...], np.abs(x).mean(0)[:, None].repeat(3, 1) / 3, rtol=1e-6
+    )
+
+
+def test_output_gradient_can_be_pruned_by():
+    params, x = mlp_params(), jnp.asarray(normal((6, 4)))
+    scores = criteria.output_gradient(mlp, params, x)
+    masks = masking.topk(scores, 0.5, prunable=filters.floating)
+    assert masking.sparsity(params, masks, prunable=filters.floating).prunable.zeros == 20
