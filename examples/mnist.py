@@ -1,4 +1,4 @@
-"""Train a CNN on handwritten digits, take away most of its weights, and see what it still knows.
+"""Train a CNN on handwritten digits, take away most of its weights, see what it still knows.
 
     python examples/mnist.py                     # about two minutes on two cores
     python examples/mnist.py --recipe textbook   # plain SGD 0.01, batches of 64, 10 epochs
@@ -9,6 +9,8 @@ L1, which makes exact zeros; (e) trained on with L2, which shrinks and makes non
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import sys
 from functools import partial
@@ -19,16 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from rich import progress as rp
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 import sparsejax as sj
 from sparsejax import criteria, datasets, masking, models
 
 SPARSITIES = [0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99]
-RECIPES = {"quick": (0.1, 8, 5), "textbook": (0.01, 10, 10)}  # learning rate, epochs, fine-tuning
-IMPORTANCE_EXAMPLES = 500
+# Learning rate, its drops (by 4, at a fraction of the epochs), epochs, epochs after pruning. With a
+# power of two as learning rate, the zeros of L1 are exact at once (see sj.transforms.prox).
+RECIPES = {"quick": (0.125, (0.6, 0.85), 8, 6), "textbook": (0.01, (), 10, 10)}
 
 
 def main(args):
@@ -38,14 +41,18 @@ def main(args):
     accuracy = partial(evaluate, jax.jit(apply), test, data.test_labels)
     runs = {}
 
-    columns = (rp.TextColumn("{task.description:<25}"), rp.BarColumn(24), rp.MofNCompleteColumn())
-    with rp.Progress(*columns, rp.TimeElapsedColumn(), rp.TextColumn("{task.fields[note]}")) as bar:
+    columns = TextColumn("{task.description:<13}"), BarColumn(20), TimeElapsedColumn()
+    with Progress(*columns, TextColumn("{task.fields[note]}")) as bar:
         fit = partial(train, apply, images, jnp.asarray(data.train_labels), args, bar)
 
-        dense = fit("(a) dense", params, optax.sgd(args.lr), args.epochs)
-        runs["(a) dense"] = result(dense, accuracy(dense))
+        def record(label, params, before=None):
+            row = {"accuracy": accuracy(params), "before": before, "params": params}
+            runs[label] = row | {"count": masking.sparsity(params)}
 
-        importance = criteria.output_gradient(apply, dense, images[:IMPORTANCE_EXAMPLES])
+        dense = fit("(a) dense", params, optax.sgd, args.epochs)
+        record("(a) dense", dense)
+
+        importance = criteria.output_gradient(apply, dense, images[:500])
         scores = {
             "gradient": criteria.gradient(dense, importance),
             "magnitude": criteria.magnitude(dense),
@@ -56,32 +63,34 @@ def main(args):
         if threshold is None:
             threshold = lowest_kept(scores["gradient"], args.sparsity)
         masks = {"(b) gradient": sj.prune_masks(dense, importance, threshold)}
-        sparsity = masking.sparsity(dense, masks["(b) gradient"]).prunable.sparsity
+        sparsity = min(masking.sparsity(dense, masks["(b) gradient"]).prunable.sparsity, 1 - 1e-9)
         for name in ("magnitude", "Taylor", "random"):
-            masks[f"(c) {name}"] = masking.topk(scores[name], min(sparsity, 1 - 1e-9))
+            masks[f"(c) {name}"] = masking.topk(scores[name], sparsity)
         for label, kept in masks.items():
-            pruned = sj.apply_masks(dense, kept)
-            tuned = fit(label, pruned, sj.keep_masks(optax.sgd(args.lr), kept), args.finetune)
-            runs[label] = result(tuned, accuracy(tuned), before=accuracy(pruned))
+            pruned, keep = sj.apply_masks(dense, kept), partial(sj.keep_masks, masks=kept)
+            tuned = fit(label, pruned, lambda lr, keep=keep: keep(optax.sgd(lr)), args.finetune)
+            record(label, tuned, accuracy(pruned))
 
         for label, prox in (("(d) L1", sj.l1_prox(args.l1)), ("(e) L2", sj.l2_prox(args.l2))):
-            trained = fit(label, dense, optax.chain(prox, optax.sgd(args.lr)), args.finetune)
-            runs[label] = result(trained, accuracy(trained), before=runs["(a) dense"]["accuracy"])
+            make_tx = lambda lr, prox=prox: optax.chain(prox, optax.sgd(lr))  # noqa: E731
+            record(label, fit(label, dense, make_tx, args.finetune), accuracy(dense))
 
-        task = bar.add_task("accuracy against sparsity", total=4 * len(SPARSITIES), note="")
-        curves = {name: [] for name in scores}
-        for name, score in scores.items():
-            for s in SPARSITIES:
-                curves[name].append(accuracy(sj.apply_masks(dense, masking.topk(score, s))))
-                bar.advance(task)
+        task, curves = bar.add_task("pruned only", total=4 * len(SPARSITIES), note=""), {}
+        for name, s in itertools.product(scores, SPARSITIES):
+            pruned = sj.apply_masks(dense, masking.topk(scores[name], s))
+            curves.setdefault(name, []).append(accuracy(pruned))
+            bar.advance(task)
 
-    tables = [table(runs), layer_table(runs)] if args.per_layer else [table(runs)]
-    Console().print(f"\nThreshold on the gradient importance: {threshold:.3g}", *tables)
-    save(args, data, runs, curves, threshold)
+    print(f"\nThreshold on the gradient importance: {threshold:.3g}. On the test set:")
+    Console().print(table(runs, args.per_layer))
+    save(args, data, threshold, runs, curves)
 
 
-def train(apply, images, labels, args, bar, name, params, tx, epochs):
+def train(apply, images, labels, args, bar, label, params, make_tx, epochs):
     """Plain minibatch training. The sparsity in the progress bar is counted, not assumed."""
+    batches = max(1, len(images) // args.batch_size)
+    drops = {int(at * epochs * batches): 0.25 for at in RECIPES[args.recipe][1]}
+    tx = make_tx(optax.piecewise_constant_schedule(args.lr, drops))
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, x, y):
@@ -92,27 +101,24 @@ def train(apply, images, labels, args, bar, name, params, tx, epochs):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    params = jax.tree.map(
-        jnp.copy, params
-    )  # the step gives away what it gets; the caller keeps his
+    params = jax.tree.map(jnp.copy, params)  # the step gives away what it gets
     state, rng = tx.init(params), np.random.default_rng(args.seed)
-    batches = max(1, len(images) // args.batch_size)
-    task = bar.add_task(name, total=epochs * batches, note="")
+    task = bar.add_task(label, total=epochs * batches, note="")
     for _ in range(epochs):
         order = rng.permutation(len(images))
         for i in range(batches):
             batch = order[i * args.batch_size : (i + 1) * args.batch_size]
             params, state, loss = step(params, state, images[batch], labels[batch])
             bar.advance(task)
-            if i % 25 == 0 or i == batches - 1:
+            if i % 50 == 0 or i == batches - 1:
                 zeros = masking.sparsity(params).prunable.sparsity
-                bar.update(task, note=f"loss {loss:.4f}  sparsity {zeros:6.2%}")
+                bar.update(task, note=f"loss {loss:.4f} sparsity {zeros:6.2%}")
     return params
 
 
 def evaluate(apply, images, labels, params):
     """The fraction of images whose digit is right."""
-    chunks = [apply(params, images[i : i + 500]).argmax(-1) for i in range(0, len(images), 500)]
+    chunks = [apply(params, images[i : i + 1000]).argmax(-1) for i in range(0, len(images), 1000)]
     return float(np.mean(np.concatenate(chunks) == labels))
 
 
@@ -122,47 +128,36 @@ def lowest_kept(scores, sparsity):
     return float(min(jnp.min(jnp.where(mask, s, jnp.inf)) for s, mask in leaves if mask.ndim))
 
 
-def result(params, accuracy, before=None):
-    count = masking.sparsity(params)
-    return {"params": params, "accuracy": accuracy, "before": before, "count": count}
-
-
-def table(runs):
-    headers = ("accuracy", "before", "sparsity", "nonzeros", "exact zeros")
-    out = Table("network", *(Column(h, justify="right") for h in headers))
-    for name, run in runs.items():
-        count, before = (
-            run["count"].prunable,
-            "" if run["before"] is None else f"{run['before']:.2%}",
-        )
-        cells = (f"{run['accuracy']:.2%}", before, f"{count.sparsity:.2%}", f"{count.nonzeros:,}")
-        out.add_row(name, *cells, f"{count.zeros:,}")
+def table(runs, per_layer):
+    headers = ["accuracy", "before", "sparsity", "nonzeros", "exact zeros"]
+    out = Table("network", *(Column(header, justify="right") for header in headers))
+    for label, run in runs.items():
+        count, before = run["count"].prunable, run["before"]
+        cells = [f"{run['accuracy']:.2%}", "" if before is None else f"{before:.2%}"]
+        cells += [f"{count.sparsity:.2%}", f"{count.nonzeros:,}", f"{count.zeros:,}"]
+        out.add_row(label, *cells)
+        for path, leaf in run["count"].leaves.items() if per_layer else ():
+            cells = [f"{leaf.sparsity:.2%}", f"{leaf.nonzeros:,}", f"{leaf.zeros:,}"]
+            out.add_row(f"  {path}", "", "", *cells, style="dim")
     return out
 
 
-def layer_table(runs):
-    layers = [path for path in runs["(a) dense"]["count"].leaves if path.endswith("kernel")]
-    out = Table("nonzeros of", *(Column(path, justify="right") for path in layers))
-    for name, run in runs.items():
-        out.add_row(name, *(f"{run['count'].leaves[path].nonzeros:,}" for path in layers))
-    return out
-
-
-def save(args, data, runs, curves, threshold):
+def save(args, data, threshold, runs, curves):
     """Writes mnist.json and, where matplotlib is installed, mnist.png."""
     args.out.mkdir(parents=True, exist_ok=True)
     summary = {"data": data.source, "arguments": vars(args), "threshold": threshold}
     summary |= {"sparsities": SPARSITIES, "curves": curves, "networks": {}}
-    for name, run in runs.items():
+    for label, run in runs.items():
         layers = {path: count._asdict() for path, count in run["count"].leaves.items()}
         row = {"accuracy": run["accuracy"], "before": run["before"], "layers": layers}
-        summary["networks"][name] = row | run["count"].prunable._asdict()
+        summary["networks"][label] = row | run["count"].prunable._asdict()
     (args.out / "mnist.json").write_text(json.dumps(summary, indent=2, default=str) + "\n")
     try:
         draw(args.out / "mnist.png", runs, curves)
+        print(f"Written: {args.out / 'mnist.json'}, {args.out / 'mnist.png'}")
     except ImportError:
-        print("No figure: matplotlib is missing; pip install 'sparsejax[examples]' brings it.")
-    print("Written:", *sorted(str(path) for path in args.out.glob("mnist.*")))
+        print(f"Written: {args.out / 'mnist.json'}. No figure, since matplotlib is missing:")
+        print("pip install 'sparsejax[examples]' brings it.")
 
 
 def draw(path, runs, curves):
@@ -170,69 +165,66 @@ def draw(path, runs, curves):
 
     figure = Figure((12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for i, (name, curve) in enumerate(curves.items()):
-        left.plot(SPARSITIES, curve, ".-", color=f"C{i}", label=f"{name}, pruned only")
-    for i, (name, run) in enumerate(runs.items(), start=-1):
-        at = (run["count"].prunable.sparsity, run["accuracy"])
-        left.plot(
-            *at, "D", color=f"C{i}" if i >= 0 else "k", mec="k", ms=8, label=f"{name}, trained"
-        )
+    colors = dict(zip(runs, ("k", "C0", "C1", "C2", "C7", "C3", "C4"), strict=True))
+    for (name, curve), label in zip(curves.items(), list(runs)[1:], strict=False):
+        left.plot(SPARSITIES, curve, ".-", color=colors[label], label=f"{name}, pruned only")
+    for label, run in runs.items():
+        at, color = (run["count"].prunable.sparsity, run["accuracy"]), colors[label]
+        left.plot(*at, "D", color=color, mec="w", ms=9, label=f"{label}, trained")
+        leaves = [np.ravel(x) for x in jax.tree.leaves(run["params"]) if x.ndim > 1]
+        weights = np.concatenate(leaves)
+        text = f"{label}: {np.count_nonzero(weights):,} nonzero"
+        if label in ("(a) dense", "(c) magnitude", "(d) L1", "(e) L2"):
+            bins = np.linspace(-0.3, 0.3, 121)
+            right.hist(weights[weights != 0], bins, histtype="step", color=color, label=text)
     left.set(xlabel="sparsity of the weights", ylabel="test accuracy", ylim=(0, 1.02))
+    right.set(xlabel="weight (zeros left out)", ylabel="count", yscale="log")
     left.legend(loc="lower left", fontsize="small")
-    for name in ("(a) dense", "(c) magnitude", "(d) L1", "(e) L2"):
-        leaves = jax.tree.leaves(runs[name]["params"])
-        weights = np.concatenate([np.ravel(x)[np.ravel(x) != 0] for x in leaves if x.ndim > 1])
-        label = f"{name}: {len(weights):,} nonzero"
-        right.hist(weights, np.linspace(-0.3, 0.3, 121), histtype="step", label=label)
-    right.set(yscale="log", xlabel="weight (zeros left out)", ylabel="count")
     right.legend(loc="upper right", fontsize="small")
     figure.savefig(path, dpi=110)
 
 
-def number(low, high, text, kind=float):
-    """An argparse type: numbers in [low, high), and one line that says so otherwise."""
+def number(kind, low, high, text):
+    """An argparse type: a number in [low, high), or one line that says what is right."""
 
     def parse(word):
-        try:
-            value = kind(word)
-        except ValueError:
-            value = float("nan")
-        if not low <= value < high:
-            raise argparse.ArgumentTypeError(f"must be {text}, got {word}")
-        return value
+        with contextlib.suppress(ValueError):
+            if low <= kind(word) < high:
+                return kind(word)
+        raise argparse.ArgumentTypeError(f"must be {text}, got {word}")
 
     return parse
 
 
-def arguments():
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            self.exit(2, f"mnist.py: {message} (--help lists the flags)\n")
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"mnist.py: {message} (--help lists the flags)\n")
 
-    whole = number(1, float("inf"), "a whole number >= 1", int)
-    positive = number(1e-12, float("inf"), "a number > 0")
-    strength = number(0, float("inf"), "a number >= 0")
-    fraction = number(0, 1, "in [0, 1) (a fraction, not a percentage)")
+
+def arguments():
+    whole = number(int, 1, float("inf"), "a whole number >= 1")
+    strength = number(float, 0, float("inf"), "a number >= 0")
+    fraction = number(float, 0, 1, "in [0, 1) (a fraction, not a percentage)")
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--dataset", choices=("mnist", "fashion_mnist"), default="mnist")
     add("--data-dir", type=Path, help="folder with the four IDX files (or SPARSEJAX_DATA_DIR)")
     add("--recipe", choices=RECIPES, default="quick", help="learning rate and epochs together")
-    add("--lr", type=positive, help="learning rate of SGD")
+    add("--lr", type=number(float, 1e-9, float("inf"), "a number > 0"), help="of SGD")
     add("--epochs", type=whole, help="of dense training")
     add("--finetune", type=whole, help="epochs after pruning, and of training on with L1 or L2")
     add("--batch-size", type=whole, default=64)
     add("--l1", type=strength, default=1e-3, help="strength of the L1 penalty")
     add("--l2", type=strength, default=1e-2, help="strength of the L2 penalty")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--sparsity", type=fraction, default=0.9, help="of every pruned network")
-    how.add_argument("--threshold", type=strength, help="on the gradient importance, instead")
-    add("--seed", type=number(0, 2**31, "a whole number >= 0", int), default=0)
-    add("--per-layer", action="store_true", help="the nonzeros of every layer in the table")
+    add("--sparsity", type=fraction, default=0.9, help="of every pruned network")
+    add("--threshold", type=strength, help="on the gradient importance, instead of --sparsity")
+    add("--seed", type=number(int, 0, 2**31, "a whole number >= 0"), default=0)
+    add("--per-layer", action="store_true", help="show the layers in the table, too")
     add("--out", type=Path, default=Path("out"), help="folder for mnist.json and mnist.png")
     args = parser.parse_args()
-    for name, value in zip(("lr", "epochs", "finetune"), RECIPES[args.recipe], strict=True):
-        vars(args)[name] = vars(args)[name] or value
+    lr, _, epochs, finetune = RECIPES[args.recipe]
+    args.lr, args.epochs = args.lr or lr, args.epochs or epochs
+    args.finetune = args.finetune or finetune
     return args
 
 

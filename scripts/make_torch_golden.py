@@ -73,7 +73,7 @@ def main() -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"weights/{name}": w for name, w in made.items()} | masks(made)
     np.savez_compressed(target, **arrays)
-    print(f"{target}: {target.stat().st_size:,} bytes, {len(arrays)} arrays, torch {torch.__version__}")
+    print(f"{target}: {target.stat().st_size:,} bytes, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

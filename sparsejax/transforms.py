@@ -30,7 +30,8 @@ _GOOD_FIT = 0.99
 class ProxState(NamedTuple):
     """State of `prox`. A good `fit` means that the optimizer behind is plain SGD.
 
-    `step`: updates done. `learning_rate`: the one in use, measured or given (0 until known).
+    `step`: updates done. `learning_rate`: the one that the last emission counted on, measured or
+    given (0 until known). `measured`: the one of the step before, from which it was foretold.
     `fit`: the share of the params' last movement that a multiple of the emission explains, in [0,
     1]; below 0.99 the transform emits subgradients and makes no zeros. `params_probe`,
     `emission_probe`: a few entries of the last params and of what was emitted; empty where the
@@ -39,6 +40,7 @@ class ProxState(NamedTuple):
 
     step: jax.Array
     learning_rate: jax.Array
+    measured: jax.Array
     fit: jax.Array
     params_probe: jax.Array
     emission_probe: jax.Array
@@ -107,7 +109,7 @@ def prox(
 
     def init_fn(params: Params) -> ProxState:
         entries = _probe(params).size if learning_rate is None else 0
-        shapes = ((), (), (entries,), (entries,))
+        shapes = ((), (), (), (entries,), (entries,))
         # One buffer each, so that the state can be donated.
         return ProxState(jnp.zeros((), jnp.int32), *(jnp.zeros(s, jnp.float32) for s in shapes))
 
@@ -118,12 +120,11 @@ def prox(
         _checks.params_given("prox", params)
         now = penalty.at(state.step)
         if learning_rate is None:
-            size, fit = _measure(state, params)
-            known = (fit >= _GOOD_FIT) & (size > 0)
+            size, measured, fit = _foretell(state, params)
         else:
-            size = jnp.asarray(_at(learning_rate, state.step), jnp.float32)
-            known = size > 0
-            fit = known.astype(jnp.float32)
+            size = measured = jnp.asarray(_at(learning_rate, state.step), jnp.float32)
+            fit = jnp.float32(1)
+        known = (fit >= _GOOD_FIT) & (size > 0)
         landing = _landing_emission(now, updates, params, jnp.where(known, size, 1))
         emission = _map_floating(
             lambda fallback, landing, w: jnp.where(known, landing, fallback),
@@ -131,10 +132,11 @@ def prox(
             fallback=now.subgradient(updates, params),
             landing=landing,
         )
+        probes = (state.params_probe, state.emission_probe)
+        if learning_rate is None:
+            probes = (_probe(params), _probe(emission))
         step = optax.safe_increment(state.step)
-        if learning_rate is not None:
-            return emission, ProxState(step, size, fit, state.params_probe, state.emission_probe)
-        return emission, ProxState(step, size, fit, _probe(params), _probe(emission))
+        return emission, ProxState(step, size, measured, fit, *probes)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -459,26 +461,48 @@ def _landing_emission(penalty: Penalty, grads: Params, params: Params, size: jax
     return _map_floating(emit, params, updates=grads, moved=moved, landed=landed)
 
 
-def _measure(state: ProxState, params: Params) -> tuple[jax.Array, jax.Array]:
-    """Step size and quality of the fit `last params - params = size * last emission`.
+def _foretell(state: ProxState, params: Params) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The step size to come, that of the last step, and the quality of its fit.
 
     Where nothing was emitted, or the params moved by less than their rounding lets one see, the
-    last answer stands.
+    last answers stand.
     """
+    size, error, fit, seen = _measure(state, params)
+    # Equal within the error of measurement: the same, so that a constant stays one to the bit.
+    expected, two = state.learning_rate, _nearest_power_of_two(size)
+    size = jnp.where(jnp.abs(size - two) <= jnp.minimum(error, 1e-5 * size), two, size)
+    size = jnp.where(jnp.abs(size - expected) <= error, expected, size)
+    # A schedule goes on as it went; a jump, or the first measurement, foretells nothing.
+    ahead = 2 * size - state.measured
+    steady = (state.measured > 0) & (ahead > size / 4) & (ahead < 2 * size)
+    return (
+        jnp.where(seen, jnp.where(steady, ahead, size), expected),
+        jnp.where(seen, size, state.measured),
+        jnp.where(seen, fit, state.fit),
+    )
+
+
+def _measure(state: ProxState, params: Params) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Least squares of `last params - params = size * last emission`: size, error, fit, seen."""
     moved = state.params_probe - _probe(params)
     emitted = state.emission_probe
     rounding = _probe(jax.tree.map(_rounding, params))
     moved_scale, emitted_scale = _largest(moved), _largest(emitted)
     seen = (moved_scale > 0) & (emitted_scale > 0)
     # Scaled to 1, so that squares neither overflow nor vanish.
-    d = moved / jnp.where(seen, moved_scale, 1)
-    e = emitted / jnp.where(seen, emitted_scale, 1)
-    de, ee, dd = jnp.vdot(d, e), jnp.vdot(e, e), jnp.vdot(d, d)
-    noise = jnp.sum(jnp.square(rounding / jnp.where(seen, moved_scale, 1)))
-    seen &= dd * (1 - _GOOD_FIT) > noise
-    size = de / jnp.where(seen, ee, 1) * (moved_scale / jnp.where(seen, emitted_scale, 1))
-    fit = jnp.square(de) / jnp.where(seen, ee * dd, 1)
-    return jnp.where(seen, size, state.learning_rate), jnp.where(seen, fit, state.fit)
+    moved_scale, emitted_scale = (jnp.where(seen, x, 1) for x in (moved_scale, emitted_scale))
+    d, e = moved / moved_scale, emitted / emitted_scale
+    de, dd, ee = jnp.vdot(d, e), jnp.vdot(d, d), jnp.where(seen, jnp.vdot(e, e), 1)
+    noise = jnp.sum(jnp.square(rounding / moved_scale)) / jnp.where(seen, dd, 1)
+    size = de / ee * (moved_scale / emitted_scale)
+    fit = jnp.square(de) / (ee * jnp.where(seen, dd, 1))
+    return size, 4 * jnp.sqrt(noise) * size, fit, seen & (noise < 1 - _GOOD_FIT)
+
+
+def _nearest_power_of_two(x: jax.Array) -> jax.Array:
+    """By rounding the mantissa away. With such a step size w/s·s is w: zeros are exact at once."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return jax.lax.bitcast_convert_type((bits + (1 << 22)) & (0xFF << 23), jnp.float32)
 
 
 def _probe(tree: Params) -> jax.Array:

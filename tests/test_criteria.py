@@ -307,22 +307,96 @@ def test_output_gradient_is_zero_for_an_empty_leaf():
     assert scores["empty"].shape == (0, 2)
 
 
-def working_memory(examples):
-    params = {"w1": jnp.ones((64, 64)), "w2": jnp.ones((64, 16))}
+def test_output_gradient_follows_a_changed_function_leaf():
+    x = jnp.ones((2, 1))
 
+    def apply(p, x):
+        return p["act"](x @ p["w"])
+
+    doubled, tripled = (
+        criteria.output_gradient(apply, {"act": act, "w": jnp.ones((1, 1))}, x)["w"].item()
+        for act in (lambda y: 2 * y, lambda y: 3 * y)
+    )
+    assert (doubled, tripled) == (2.0, 3.0)
+
+
+def test_output_gradient_follows_a_changed_integer_leaf():
+    def apply(p, x):
+        return p["n"] * (x @ p["w"])
+
+    scores = [
+        criteria.output_gradient(apply, {"n": n, "w": jnp.ones((1, 1))}, jnp.ones((2, 1)))["w"]
+        for n in (jnp.array(2), jnp.array(3))
+    ]
+    assert [s.item() for s in scores] == [2.0, 3.0]
+
+
+def test_output_gradient_follows_what_its_function_closes_over():
+    # Batch statistics, say, which training has moved since the last call.
+    state = {"scale": jnp.float32(2)}
+
+    def apply(p, x):
+        return state["scale"] * (x @ p["w"])
+
+    params, x = {"w": jnp.ones((1, 1))}, jnp.ones((2, 1))
+    first = criteria.output_gradient(apply, params, x)["w"].item()
+    state["scale"] = jnp.float32(3)
+    assert (first, criteria.output_gradient(apply, params, x)["w"].item()) == (2.0, 3.0)
+
+
+def test_output_gradient_takes_a_callable_that_cannot_be_hashed():
+    class Scaled:
+        __hash__ = None
+
+        def __call__(self, p, x):
+            return 2 * (x @ p["w"])
+
+    got = criteria.output_gradient(Scaled(), {"w": jnp.ones((1, 1))}, jnp.ones((2, 1)))
+    assert got["w"].item() == 2.0
+
+
+def test_output_gradient_maps_over_what_its_function_closes_over():
+    params, x = {"w": jnp.ones((1, 1))}, jnp.ones((2, 1))
+
+    def importance(scale):
+        return criteria.output_gradient(lambda p, x: scale * (x @ p["w"]), params, x)["w"]
+
+    np.testing.assert_array_equal(jax.vmap(importance)(jnp.arange(3.0)).ravel(), [0.0, 1.0, 2.0])
+
+
+def test_output_gradient_of_constants_is_a_loop_under_jit():
+    params = mlp_params()
+
+    def equations(examples):
+        x = jnp.ones((examples, 4))
+        jaxpr = jax.make_jaxpr(lambda: criteria.output_gradient(mlp, params, x))()
+        return len(jaxpr.eqns)
+
+    assert equations(20) == equations(10)
+
+
+WIDE = {"w1": jnp.ones((64, 64)), "w2": jnp.ones((64, 20))}
+
+
+def working_memory(examples, chunk_size):
     def importance(params, x):
         return criteria.output_gradient(
-            lambda p, x: jnp.tanh(x @ p["w1"]) @ p["w2"], params, x, chunk_size=4
+            lambda p, x: jnp.tanh(x @ p["w1"]) @ p["w2"], params, x, chunk_size=chunk_size
         )
 
-    x = jnp.ones((examples, 64))
-    memory = jax.jit(importance).lower(params, x).compile().memory_analysis()
-    return memory.temp_size_in_bytes
+    lowered = jax.jit(importance).lower(WIDE, jnp.ones((examples, 64)))
+    return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
 def test_output_gradient_needs_no_more_memory_for_more_examples():
     inputs = (1_024 - 256) * 64 * 4
-    assert working_memory(1_024) - working_memory(256) <= inputs
+    assert working_memory(1_024, 4) - working_memory(256, 4) <= inputs
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4])
+def test_output_gradient_needs_a_copy_of_the_params_for_each_example_of_a_chunk(chunk_size):
+    copy, activations = sum(w.nbytes for w in WIDE.values()), 4 * (64 + 64 + 20)
+    assert working_memory(16, chunk_size) <= (chunk_size + 1) * (copy + 4 * activations)
 
 
 def test_output_gradient_of_flax_params_scores_every_leaf():

@@ -92,11 +92,10 @@ NO_OPTIMIZERS = {
         inject_stateful_hyperparams masked multi_transform named_chain partition
         selective_transform with_extra_args_support""",
     "no transformation; it does not annotate what it returns": """
-        bias_correction matrix_inverse_pth_root schedule_free_eval_params
+        matrix_inverse_pth_root schedule_free_eval_params
         sigmoid_binary_cross_entropy update_infinity_moment update_moment
         update_moment_per_elem_norm""",
 }
-each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 # optax still exports it, and warns whenever it is made.
 deprecated = pytest.mark.filterwarnings("ignore:`optimistic_adam` is deprecated:DeprecationWarning")
 
@@ -133,11 +132,13 @@ def poison(grads):
 
 
 def largest_pruned(params, masks=MASKS):
-    """The largest absolute value of a pruned entry; NaN if one is NaN."""
-    pruned = jax.tree.map(
-        lambda w, m: jnp.max(jnp.abs(jnp.where(m, 0, w)), initial=0), params, masks
-    )
-    return jnp.max(jnp.stack(jax.tree.leaves(pruned)))
+    """The largest absolute value of a pruned entry, after each step if steps are stacked."""
+    worst = []
+    for path, mask in masks.items():
+        pruned = np.abs(np.where(mask, 0, params[path]))
+        axes = tuple(range(-np.ndim(mask), 0)) if np.ndim(mask) else None
+        worst.append(np.max(pruned, axes, initial=0))
+    return functools.reduce(np.maximum, worst)  # NaN if one is NaN
 
 
 def assert_zero_where_pruned(params, masks=MASKS):
@@ -159,28 +160,39 @@ def gradient_step(tx, params, state, *, f=loss, extra=(), spoil=lambda grads: gr
     return optax.apply_updates(params, updates), state
 
 
-def trajectory(tx, params, steps, **options):
-    """The params after every step, stacked, from one jitted scan."""
+def trainer(tx, **options):
+    """Params -> the params after each of a hundred steps, stacked; one jitted scan."""
 
     def step(carry, _):
         params, state = gradient_step(tx, *carry, **options)
         return (params, state), params
 
-    @jax.jit
-    def run(params):
-        return jax.lax.scan(step, (params, tx.init(params)), length=steps)[1]
+    def train(params):
+        return jax.lax.scan(step, (params, tx.init(params)), length=100)[1]
 
-    return run(params)
+    return jax.jit(train)
 
 
-def assert_contract(tx, start, extra=()):
-    """A hundred steps: pruned entries exactly zero after each, kept ones finite and moved."""
-    after = trajectory(tx, start, 100, extra=extra, spoil=poison)
-    np.testing.assert_array_equal(jax.vmap(largest_pruned)(after), 0)
+def assert_contract(train, start):
+    """Pruned entries are exactly zero after every step, kept ones finite, and moved in the end."""
+    after = jax.device_get(train(start))
+    assert_zero_where_pruned(after)
     for path, leaf in after.items():
         assert np.all(np.isfinite(leaf)), path
-        still = np.asarray(leaf[-1]) == np.asarray(start[path])
+        still = leaf[-1] == np.asarray(start[path])
         assert not np.any(still & np.broadcast_to(MASKS[path], still.shape)), path
+
+
+@pytest.fixture(params=OPTIMIZERS, scope="module")
+def optimizer(request):
+    """The name of an optimizer; the tests of one follow each other, to compile it once."""
+    return request.param
+
+
+@functools.cache
+def masked_trainer(name):
+    tx = sj.keep_masks(OPTIMIZERS[name](), MASKS)
+    return trainer(tx, extra=EXTRA.get(name, ()), spoil=poison)
 
 
 def public_factories():
@@ -195,6 +207,22 @@ def public_factories():
     return names
 
 
+def move(tx, params, grads, state):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+@functools.cache
+def dense_gradients():
+    return jax.jit(jax.grad(loss))(DENSE)
+
+
+def one_step(tx, params=DENSE, grads=None):
+    """Params and state after the first step, which is jitted."""
+    grads = dense_gradients() if grads is None else grads
+    return jax.jit(functools.partial(move, tx))(params, grads, tx.init(params))
+
+
 def test_table_lists_every_public_factory_of_optax():
     variants = {"sam_opaque"}
     others = " ".join(NO_OPTIMIZERS.values()).split()
@@ -202,40 +230,40 @@ def test_table_lists_every_public_factory_of_optax():
     assert sorted(listed) == sorted(public_factories())
 
 
-@each_optimizer
 @deprecated
-def test_keep_masks_holds_after_every_step(name):
-    tx = sj.keep_masks(OPTIMIZERS[name](), MASKS)
-    assert_contract(tx, DENSE, EXTRA.get(name, ()))
+def test_keep_masks_holds_after_every_step(optimizer):
+    assert_contract(masked_trainer(optimizer), DENSE)
 
 
 # These look at the shape of a matrix, or draw noise of its shape.
 SEES_SHAPES = {"adafactor", "galore", "muon", "noisy_sgd", "sm3", "sophia"}
+KEPT = {path: np.flatnonzero(np.broadcast_to(MASKS[path], w.shape)) for path, w in DENSE.items()}
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS.keys() - SEES_SHAPES))
+def gather(params):
+    return {path: w.reshape(-1)[KEPT[path]] for path, w in params.items()}
+
+
+def scatter(entries):
+    return {
+        path: jnp.zeros(w.size).at[KEPT[path]].set(entries[path]).reshape(w.shape)
+        for path, w in DENSE.items()
+    }
+
+
 @deprecated
-def test_keep_masks_equals_training_without_the_pruned_entries(name):
+def test_keep_masks_equals_training_without_the_pruned_entries(optimizer):
     """Oracle: the bare optimizer, on vectors of the kept entries alone."""
-    kept = {path: np.flatnonzero(np.broadcast_to(MASKS[path], DENSE[path].shape)) for path in MASKS}
-
-    def gather(params):
-        return {path: w.reshape(-1)[kept[path]] for path, w in params.items()}
-
-    def scatter(entries):
-        return {
-            path: jnp.zeros(w.size).at[kept[path]].set(entries[path]).reshape(w.shape)
-            for path, w in DENSE.items()
-        }
-
-    extra, start = EXTRA.get(name, ()), sj.apply_masks(DENSE, MASKS)
-    tx = sj.keep_masks(OPTIMIZERS[name](), MASKS)
-    got = jax.vmap(gather)(trajectory(tx, start, 20, extra=extra, spoil=poison))
-    expected = trajectory(
-        OPTIMIZERS[name](), gather(start), 20, f=lambda v: loss(scatter(v)), extra=extra
+    if optimizer in SEES_SHAPES:
+        pytest.skip("its step depends on the shape of the matrix")
+    start = sj.apply_masks(DENSE, MASKS)
+    got = jax.jit(jax.vmap(gather))(masked_trainer(optimizer)(start))
+    bare = trainer(
+        OPTIMIZERS[optimizer](), f=lambda v: loss(scatter(v)), extra=EXTRA.get(optimizer, ())
     )
-    for path in got:
-        np.testing.assert_allclose(got[path], expected[path], rtol=1e-4, atol=1e-5)
+    expected = bare(gather(start))
+    for path in got:  # later, rounding has grown in those that look at signs
+        np.testing.assert_allclose(got[path][:20], expected[path][:20], rtol=1e-4, atol=1e-5)
 
 
 def adam_at(learning_rate):
@@ -260,15 +288,11 @@ INSIDE = {
         optax.masked(optax.scale_by_adam(), SOME_LEAVES), optax.scale(-RATE)
     ),
     "partition": lambda: optax.partition(BY_LABEL, LABELS),
-    "multi_transform": lambda: optax.multi_transform(BY_LABEL, LABELS),
     "named_chain": lambda: optax.named_chain(("clip", optax.clip(0.1)), ("sgd", optax.sgd(RATE))),
     "flatten": lambda: optax.flatten(optax.adam(RATE)),
     "inject_hyperparams": lambda: optax.inject_hyperparams(adam_at)(learning_rate=RATE),
     "inject_schedule": lambda: optax.inject_hyperparams(adam_at)(
         learning_rate=optax.cosine_decay_schedule(RATE, 100)
-    ),
-    "inject_stateful_hyperparams": lambda: optax.inject_stateful_hyperparams(adam_at)(
-        learning_rate=RATE
     ),
     "apply_if_finite": lambda: optax.apply_if_finite(optax.adam(RATE), 3),
     "conditionally_mask": lambda: optax.conditionally_mask(
@@ -290,11 +314,14 @@ INSIDE = {
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_keep_masks_holds_with_a_wrapper_inside(name):
-    assert_contract(sj.keep_masks(INSIDE[name](), MASKS), DENSE)
+    assert_contract(trainer(sj.keep_masks(INSIDE[name](), MASKS), spoil=poison), DENSE)
 
 
-def kept(optimizer=None):
-    return sj.keep_masks(optax.adam(RATE) if optimizer is None else optimizer, MASKS)
+ADAM = optax.adam(RATE)
+
+
+def kept(optimizer=ADAM):
+    return sj.keep_masks(optimizer, MASKS)
 
 
 OUTSIDE = {
@@ -320,20 +347,19 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_keep_masks_holds_with_a_wrapper_outside_from_masked_params(name):
-    assert_contract(OUTSIDE[name](), sj.apply_masks(DENSE, MASKS))
+    assert_contract(trainer(OUTSIDE[name](), spoil=poison), sj.apply_masks(DENSE, MASKS))
 
 
 def test_keep_masks_zeroes_dense_params_late_under_an_outer_multi_steps():
     tx = optax.MultiSteps(kept(), 3).gradient_transformation()
-    after = trajectory(tx, DENSE, 4)
-    late = jax.vmap(largest_pruned)(after)
+    late = largest_pruned(trainer(tx)(DENSE))
     assert late[0] == late[1] == largest_pruned(DENSE) > 0
     np.testing.assert_array_equal(late[2:], 0)
 
 
 def test_keep_masks_zeroes_dense_params_only_in_part_under_an_outer_clip():
-    after = trajectory(optax.chain(kept(), optax.clip(0.001)), DENSE, 1)
-    assert largest_pruned(jax.tree.map(lambda w: w[0], after)) > 0
+    params, _ = one_step(optax.chain(kept(), optax.clip(0.001)))
+    assert largest_pruned(params) > 0
 
 
 def test_keep_masks_refuses_the_pair_of_lookahead_params():
@@ -342,7 +368,7 @@ def test_keep_masks_refuses_the_pair_of_lookahead_params():
     )
     params = optax.LookaheadParams.init_synced(DENSE)
     with pytest.raises(ValueError, match="must have the structure of"):
-        tx.update(jax.grad(loss)(params.fast), tx.init(params), params)
+        tx.update(dense_gradients(), tx.init(params), params)
 
 
 def test_keep_masks_holds_inside_lookahead_from_masked_params():
@@ -352,20 +378,23 @@ def test_keep_masks_holds_inside_lookahead_from_masked_params():
         params, state = carry
         updates, state = tx.update(poison(jax.grad(loss)(params.fast)), state, params)
         params = optax.apply_updates(params, updates)
-        return (params, state), (largest_pruned(params.fast), largest_pruned(params.slow))
+        return (params, state), params
 
     params = optax.LookaheadParams.init_synced(sj.apply_masks(DENSE, MASKS))
-    (params, _), pruned = jax.lax.scan(step, (params, tx.init(params)), length=12)
-    np.testing.assert_array_equal(pruned, np.zeros((2, 12)))
-    assert np.any(params.slow["w1"] != DENSE["w1"] * MASKS["w1"])
+    _, after = jax.lax.scan(step, (params, tx.init(params)), length=12)
+    assert_zero_where_pruned(after.fast)
+    assert_zero_where_pruned(after.slow)
+    assert np.any(after.slow["w1"][-1] != params.slow["w1"])
 
 
 def per_example_gradients():
-    return jax.tree.map(lambda g: jnp.stack([g, -g, 2 * g]), jax.grad(loss)(DENSE))
+    return jax.tree.map(lambda g: np.stack([g, -g, 2 * g]), dense_gradients())
 
 
+# optax warns about its own call.
+@pytest.mark.filterwarnings('ignore:"seed" is deprecated:DeprecationWarning')
 def test_keep_masks_refuses_the_gradients_per_example_of_dpsgd():
-    tx = sj.keep_masks(contrib.dpsgd(RATE, l2_norm_clip=1.0, noise_multiplier=0.1, key=0), MASKS)
+    tx = sj.keep_masks(contrib.dpsgd(RATE, l2_norm_clip=1.0, noise_multiplier=0.1, seed=0), MASKS)
     with pytest.raises(ValueError, match="at 'b1'"):
         tx.update(per_example_gradients(), tx.init(DENSE), DENSE)
 
@@ -373,14 +402,8 @@ def test_keep_masks_refuses_the_gradients_per_example_of_dpsgd():
 def test_keep_masks_holds_behind_differentially_private_aggregation():
     aggregate = contrib.differentially_private_aggregate(1.0, 0.1, key=0)
     tx = optax.chain(aggregate, kept(optax.sgd(RATE)))
-    updates, _ = tx.update(per_example_gradients(), tx.init(DENSE), DENSE)
-    assert_zero_where_pruned(optax.apply_updates(DENSE, updates))
-
-
-def one_step(tx, params=DENSE, grads=None, state=None):
-    grads = jax.grad(loss)(params) if grads is None else grads
-    updates, state = tx.update(grads, tx.init(params) if state is None else state, params)
-    return optax.apply_updates(params, updates), state
+    params, _ = one_step(tx, DENSE, per_example_gradients())
+    assert_zero_where_pruned(params)
 
 
 class Spy:
@@ -395,10 +418,10 @@ class Spy:
         return jax.tree.map(jnp.zeros_like, updates), state
 
 
-def spied(wrap, params=DENSE, f=loss, **extra):
+def spied(wrap, grads, params=DENSE, **extra):
     spy = Spy()
     tx = wrap(spy.tx)
-    tx.update(jax.grad(f)(params), tx.init(params), params, **extra)
+    tx.update(grads, tx.init(params), params, **extra)
     return spy.seen
 
 
@@ -411,45 +434,48 @@ def with_masks(optimizer):
 
 
 def test_keep_masks_shows_masked_params_to_the_inner_optimizer():
-    assert_trees_equal(spied(with_masks)["params"], sj.apply_masks(DENSE, MASKS))
+    seen = spied(with_masks, dense_gradients())
+    assert_trees_equal(seen["params"], sj.apply_masks(DENSE, MASKS))
 
 
 @pytest.mark.parametrize("name", ["updates", "grad"])
 def test_keep_masks_shows_masked_gradients_to_the_inner_optimizer(name):
-    grads = jax.grad(loss)(DENSE)
-    seen = spied(with_masks, grad=poison(grads))
-    assert_trees_equal(seen[name], sj.apply_masks(grads, MASKS))
+    bad = poison(dense_gradients())
+    assert_trees_equal(
+        spied(with_masks, bad, grad=bad)[name], sj.apply_masks(dense_gradients(), MASKS)
+    )
 
 
 @pytest.mark.parametrize("name", ["value_fn", "obj_fn"])
 def test_keep_masks_evaluates_the_inner_optimizers_function_at_masked_params(name):
-    seen = spied(with_masks, **{name: loss})
+    seen = spied(with_masks, dense_gradients(), **{name: loss})
     assert seen[name](DENSE) == loss(sj.apply_masks(DENSE, MASKS)) != loss(DENSE)
 
 
 def test_keep_masks_masks_the_gradients_that_the_inner_optimizer_computes():
-    seen = spied(with_masks, grad_fn=lambda p, i: poison(jax.grad(loss)(p)))
-    masked = sj.apply_masks(DENSE, MASKS)
-    expected = sj.apply_masks(jax.grad(loss)(masked), MASKS)
-    assert_trees_equal(seen["grad_fn"](DENSE, 0), expected)
+    seen = spied(with_masks, dense_gradients(), grad_fn=lambda p, i: poison(p))
+    assert_trees_equal(seen["grad_fn"](DENSE, 0), sj.apply_masks(DENSE, MASKS))
 
 
 def test_keep_masks_works_with_value_and_grad_from_state():
     tx, value_and_grad = kept(optax.lbfgs()), optax.value_and_grad_from_state(loss)
-    params, state = sj.apply_masks(DENSE, MASKS), None
-    state = tx.init(params)
-    for _ in range(2):
+
+    @jax.jit
+    def step(params, state):
         value, grad = value_and_grad(params, state=state)
         updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    params = sj.apply_masks(DENSE, MASKS)
+    params, state = step(params, tx.init(params))
     np.testing.assert_allclose(optax.tree.get(state, "value"), loss(params), rtol=1e-6)
 
 
 def test_keep_masks_obeys_the_masks_in_its_state():
     tx = kept()
-    params, state = one_step(tx)
     fewer = MASKS | {"b2": jnp.array([True, False, True])}
-    params, state = one_step(tx, params, state=state._replace(masks=fewer))
+    state = tx.init(DENSE)._replace(masks=fewer)
+    params, state = move(tx, DENSE, DENSE, state)
     assert params["b2"][1] == 0
     assert_trees_equal(state.masks, fewer)
 
@@ -489,8 +515,7 @@ def test_keep_masks_is_traced_once(name):
 
 def test_keep_masks_gives_the_same_jitted_as_eager():
     tx = kept()
-    eager = one_step(tx)
-    jitted = jax.jit(functools.partial(one_step, tx))()
+    eager, jitted = move(tx, DENSE, DENSE, tx.init(DENSE)), one_step(tx, DENSE, DENSE)
     assert_trees_equal(jitted[1].masks, eager[1].masks)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), jitted, eager)
 
@@ -498,9 +523,10 @@ def test_keep_masks_gives_the_same_jitted_as_eager():
 def test_keep_masks_maps_over_an_ensemble():
     tx = kept()
     ensemble = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), DENSE)
-    params, _ = jax.vmap(functools.partial(one_step, tx))(ensemble)
-    np.testing.assert_array_equal(jax.vmap(largest_pruned)(params), 0)
-    expected, _ = one_step(tx, jax.tree.map(lambda w: w[1], ensemble))
+    params, _ = jax.vmap(functools.partial(one_step, tx))(ensemble, ensemble)
+    assert_zero_where_pruned(params)
+    second = jax.tree.map(lambda w: w[1], ensemble)
+    expected, _ = one_step(tx, second, second)
     jax.tree.map(
         lambda got, want: np.testing.assert_allclose(got[1], want, rtol=1e-5), params, expected
     )
@@ -519,7 +545,7 @@ def test_keep_masks_maps_over_an_ensemble():
 )
 def test_keep_masks_is_exact_whatever_the_precisions(dtype, grad_dtype):
     params = optax.tree.cast(DENSE, dtype)
-    grads = optax.tree.cast(poison(jax.grad(loss)(DENSE)), grad_dtype)
+    grads = optax.tree.cast(poison(dense_gradients()), grad_dtype)
     params, _ = one_step(kept(), params, grads)
     assert_zero_where_pruned(params)
     assert {str(w.dtype) for w in params.values()} == {dtype}
@@ -545,14 +571,15 @@ def test_keep_masks_is_exact_for_complex_params():
 
 
 @pytest.mark.parametrize("spec", [PartitionSpec("d", None), PartitionSpec(None, "d")], ids=str)
-@pytest.mark.parametrize("compile_", [jax.jit, lambda f: f], ids=["jit", "eager"])
-def test_keep_masks_keeps_the_sharding_of_params(spec, compile_):
+@pytest.mark.parametrize("compiled", [True, False], ids=["jit", "eager"])
+def test_keep_masks_keeps_the_sharding_of_params(spec, compiled):
     sharding = jax.NamedSharding(jax.make_mesh((8,), ("d",)), spec)
     params = {"w": jax.device_put(draw(0, 16, 8), sharding)}
     masks = {"w": jax.device_put(draw(1, 16, 8) > 0, sharding)}
     tx = sj.keep_masks(optax.adam(RATE), masks)
-    after, state = compile_(functools.partial(one_step, tx))(params, params)
-    assert_zero_where_pruned(jax.device_get(after), jax.device_get(masks))
+    step = functools.partial(move, tx)
+    after, state = (jax.jit(step) if compiled else step)(params, params, tx.init(params))
+    assert_zero_where_pruned(after, masks)
     assert after["w"].sharding.is_equivalent_to(sharding, 2)
     assert state.masks["w"].sharding.is_equivalent_to(sharding, 2)
 
@@ -656,11 +683,10 @@ def lasso_objective(w):
     return half_mean_square(w) + STRENGTH * jnp.sum(jnp.abs(w))
 
 
-@each_optimizer
 @deprecated
-def test_penalized_lowers_the_objective(name):
-    tx, start = sj.penalized(OPTIMIZERS[name](), LASSO), jnp.full((8, 1), 0.5)
-    after = trajectory(tx, start, 100, f=half_mean_square, extra=EXTRA.get(name, ()))
+def test_penalized_lowers_the_objective(optimizer):
+    tx, start = sj.penalized(OPTIMIZERS[optimizer](), LASSO), jnp.full((8, 1), 0.5)
+    after = trainer(tx, f=half_mean_square, extra=EXTRA.get(optimizer, ()))(start)
     assert lasso_objective(after[-1]) < lasso_objective(start)
 
 
@@ -671,7 +697,7 @@ def spied_penalized(**extra):
     def wrap(optimizer):
         return transforms.penalized(optimizer, LASSO)
 
-    return spied(wrap, AWAY_FROM_ZERO, half_mean_square, **extra)
+    return spied(wrap, jax.grad(half_mean_square)(AWAY_FROM_ZERO), AWAY_FROM_ZERO, **extra)
 
 
 def test_penalized_shows_the_objective_to_the_inner_optimizer():
