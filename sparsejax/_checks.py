@@ -12,71 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-
-def is_traced(*values: Any) -> bool:
-    """Whether any value is abstract, so that its content cannot be looked at."""
-    return any(isinstance(v, jax.core.Tracer | jax.ShapeDtypeStruct) for v in values)
-
-
-def shape_of(leaf: Any) -> tuple[int, ...] | None:
-    """The shape of an array-like leaf (a Python number has shape `()`), None for anything else."""
-    if isinstance(leaf, bool | int | float | complex):
-        return ()
-    shape = getattr(leaf, "shape", None)
-    return shape if isinstance(shape, tuple) and hasattr(leaf, "dtype") else None
-
-
-def dtype_of(leaf: Any) -> Any:
-    """The dtype of an array-like leaf (that JAX gives a Python number), None for anything else."""
-    if shape_of(leaf) is None:
-        return None
-    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-
-
-def is_number(leaf: Any) -> bool:
-    """Whether a leaf is an array of numbers or booleans (a PRNG key and float0 are not)."""
-    dtype = dtype_of(leaf)
-    return dtype is not None and bool(
-        jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
-    )
-
-
-def is_floating(leaf: Any) -> bool:
-    """Whether a leaf is an array of real floating numbers."""
-    dtype = dtype_of(leaf)
-    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.floating))
-
-
-def is_inexact(leaf: Any) -> bool:
-    """Whether a leaf is an array of floating or complex numbers."""
-    dtype = dtype_of(leaf)
-    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact))
-
-
-def describe(leaf: Any) -> str:
-    """`float32[3,3,1,32]` for arrays, the type's name for anything else."""
-    shape = shape_of(leaf)
-    if shape is None:
-        return type(leaf).__name__
-    return f"{dtype_of(leaf)}[{','.join(map(str, shape))}]"
+from sparsejax import _leaves
 
 
 def real_number(name: str, value: Any) -> None:
     """Refuses what is not one real number; a traced one passes."""
-    shape, dtype = shape_of(value), dtype_of(value)
+    shape, dtype = _leaves.shape_of(value), _leaves.dtype_of(value)
     if shape != () or dtype is None or jnp.issubdtype(dtype, jnp.complexfloating):
-        got = repr(value) if shape is None else describe(value)
+        got = repr(value) if shape is None else _leaves.describe(value)
         raise TypeError(f"`{name}` must be one real number, got {got}.")
     if dtype == np.dtype(bool):
         raise TypeError(f"`{name}` must be one real number, got a boolean: {value!r}.")
-    if not is_traced(value) and math.isnan(float(value)):
+    if not _leaves.is_traced(value) and math.isnan(float(value)):
         raise ValueError(f"`{name}` must be a number, got nan.")
 
 
 def non_negative(name: str, value: Any, hint: str = "") -> None:
     """Refuses what is not one real number >= 0 (infinity passes); a traced one passes."""
     real_number(name, value)
-    if not is_traced(value) and float(value) < 0:
+    if not _leaves.is_traced(value) and float(value) < 0:
         raise ValueError(f"`{name}` must be >= 0, got {value}.{hint and ' ' + hint}")
 
 
@@ -84,10 +38,10 @@ def scalar_or_schedule(name: str, value: Any, *, positive: bool = False) -> None
     """Refuses what is neither a finite number >= 0 (or > 0) nor a function of the step."""
     if callable(value):
         return
-    if shape_of(value) is None:
+    if _leaves.shape_of(value) is None:
         raise TypeError(f"`{name}` must be a number or a schedule (step -> number), got {value!r}.")
     non_negative(name, value)
-    if is_traced(value):
+    if _leaves.is_traced(value):
         return
     if math.isinf(float(value)):
         raise ValueError(f"`{name}` must be finite, got {value}.")
@@ -98,7 +52,7 @@ def scalar_or_schedule(name: str, value: Any, *, positive: bool = False) -> None
 def fraction(name: str, value: Any) -> None:
     """Refuses what is not in [0, 1)."""
     real_number(name, value)
-    if not is_traced(value) and not 0 <= float(value) < 1:
+    if not _leaves.is_traced(value) and not 0 <= float(value) < 1:
         raise ValueError(f"`{name}` must be in [0, 1) (a fraction, not a percentage), got {value}.")
 
 
@@ -140,17 +94,17 @@ def params_given(transform: str, params: Any) -> None:
 
 def boolean(path: str, mask: Any) -> None:
     """Refuses a mask that is not a boolean array."""
-    if shape_of(mask) is None or dtype_of(mask) != np.dtype(bool):
+    if _leaves.shape_of(mask) is None or _leaves.dtype_of(mask) != np.dtype(bool):
         raise TypeError(
-            f"`masks` must be boolean arrays (True = kept), got {describe(mask)} at {path!r}; "
-            "turn numbers into booleans with `masks != 0`."
+            "`masks` must be boolean arrays (True = kept), got "
+            f"{_leaves.describe(mask)} at {path!r}; turn numbers into booleans with `masks != 0`."
         )
 
 
 def broadcasts(path: str, mask: Any, leaf: Any) -> None:
     """Refuses a mask that is not boolean or does not broadcast against its parameter."""
     boolean(path, mask)
-    shape, target = shape_of(mask), shape_of(leaf)
+    shape, target = _leaves.shape_of(mask), _leaves.shape_of(leaf)
     if shape == ():
         return
     if (
@@ -161,25 +115,27 @@ def broadcasts(path: str, mask: Any, leaf: Any) -> None:
     ):
         raise ValueError(
             f"`masks` must broadcast against their parameters: at {path!r} the mask is "
-            f"{describe(mask)}, the parameter {describe(leaf)}; give it the parameter's shape, "
-            "or 1 along the axes that it shares, or shape () for the whole leaf."
+            f"{_leaves.describe(mask)}, the parameter {_leaves.describe(leaf)}; give it the "
+            "parameter's shape, or 1 along the axes that it shares, or shape () for the whole leaf."
         )
 
 
 def same_shape(name: str, path: str, leaf: Any, like_name: str, like: Any) -> None:
     """Refuses a leaf whose shape is not that of its counterpart."""
-    if shape_of(leaf) != shape_of(like):
+    if _leaves.shape_of(leaf) != _leaves.shape_of(like):
         raise ValueError(
-            f"`{name}` must have the shapes of `{like_name}`: at {path!r} it is {describe(leaf)}, "
-            f"`{like_name}` is {describe(like)}."
+            f"`{name}` must have the shapes of `{like_name}`: at {path!r} it is "
+            f"{_leaves.describe(leaf)}, `{like_name}` is {_leaves.describe(like)}."
         )
 
 
 def no_nan(name: str, path: str, leaf: Any) -> None:
     """Refuses NaN where it can be seen; a traced leaf passes."""
-    if is_traced(leaf):
+    if _leaves.is_traced(leaf):
         return
-    count = int(jnp.sum(jnp.isnan(leaf)))
+    # Also where another function is traced, and this leaf is a constant of it.
+    with jax.ensure_compile_time_eval():
+        count = int(jnp.sum(jnp.isnan(leaf)))
     if count:
         raise ValueError(
             f"`{name}` must not be NaN: {count} of {np.size(leaf)} entries are, at {path!r}. "

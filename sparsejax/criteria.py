@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import _checks, _tree
+from sparsejax import _checks, _leaves, _tree
 from sparsejax._typing import Criterion, Params, Scores
 
 _UNROLLED = 16
@@ -133,7 +133,7 @@ def random(key: jax.Array) -> Criterion:
         return flat.rebuild(
             [
                 jax.random.uniform(jax.random.fold_in(key, i), np.shape(leaf))
-                if _checks.is_inexact(leaf)
+                if _leaves.is_inexact(leaf)
                 else _unscored()
                 for i, leaf in enumerate(flat.leaves)
             ]
@@ -194,16 +194,19 @@ def output_gradient(
     pairs = list(zip(flat.leaves, roles, strict=True))
     theta = [jnp.asarray(leaf) for leaf, role in pairs if role is _Role.FREE]
     fixed = [leaf for leaf, role in pairs if role is _Role.FIXED]
-    total = [jnp.zeros(t.shape, jnp.promote_types(t.dtype, jnp.float32)) for t in theta]
+    total = [jnp.zeros(t.shape, _leaves.wide_dtype(t.dtype)) for t in theta]
 
     whole = examples - examples % chunk_size
-    chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk_size, *x.shape[1:]), inputs)
+    shape = (whole // chunk_size, chunk_size)
+    chunks = jax.tree.map(lambda x: x[:whole].reshape(*shape, *x.shape[1:]), inputs)
     rest = jax.tree.map(lambda x: x[whole:], inputs)
-    if _checks.is_traced(*theta, *fixed, *jax.tree.leaves(inputs)):
+    if _leaves.is_traced(*total, *theta, *fixed, *jax.tree.leaves(chunks)):
         add = partial(_add_chunk_in_loop, function, theta, fixed)
         total = jax.lax.scan(lambda t, chunk: (add(t, chunk), None), total, chunks)[0]
     else:
-        add = partial(_add_chunk_eagerly, function, theta, fixed)
+        # Compiled anew in every call, since `apply_fn` may close over what has changed.
+        compiled = jax.jit(partial(_add_chunk, function))
+        add = partial(_add_chunk_eagerly, compiled, function.outputs, theta, fixed)
         for i in range(whole // chunk_size):
             total = add(total, jax.tree.map(itemgetter(i), chunks))
     if whole < examples:
@@ -257,18 +260,16 @@ def _add_chunk(
     return [t + s for t, s in zip(total, sums, strict=True)]
 
 
-_add_chunk_compiled = jax.jit(_add_chunk, static_argnums=0, donate_argnums=3)
-
-
 def _add_chunk_eagerly(
-    function: _Function,
+    compiled: Callable[..., list[jax.Array]],
+    outputs: int,
     theta: list[jax.Array],
     fixed: list[Any],
     total: list[jax.Array],
     chunk: Any,
 ) -> list[jax.Array]:
-    for first in range(0, function.outputs, _UNROLLED):
-        total = _add_chunk_compiled(function, theta, fixed, total, chunk, first)
+    for first in range(0, outputs, _UNROLLED):
+        total = compiled(theta, fixed, total, chunk, first)
     return total
 
 
@@ -295,12 +296,11 @@ def _score(f: Callable[..., jax.Array], params: Params, *grads: Params) -> Score
 
 
 def _score_leaf(f: Callable[..., jax.Array], path: str, row: tuple[Any, ...]) -> Any:
-    if not all(_checks.is_inexact(x) for x in row):
+    if not all(_leaves.is_inexact(x) for x in row):
         return _unscored()
     for g in row[1:]:
         _checks.same_shape("grads", path, g, "params", row[0])
-    wide = [jnp.asarray(x) for x in row]
-    return f(*(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in wide))
+    return f(*map(_leaves.wide, row))
 
 
 def _unscored() -> np.ndarray:
@@ -309,15 +309,15 @@ def _unscored() -> np.ndarray:
 
 def _role(leaf: Any) -> Any:
     """The leaf itself where it is no array: a function, say."""
-    if _checks.is_floating(leaf):
+    if _leaves.is_floating(leaf):
         return _Role.FREE
     return _Role.FIXED if hasattr(leaf, "dtype") else leaf
 
 
 def _check_key(key: Any) -> None:
-    dtype = _checks.dtype_of(key)
+    dtype = _leaves.dtype_of(key)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
-    raw = dtype == np.dtype(np.uint32) and key.ndim == 1
+    raw = dtype == np.dtype(np.uint32) and key.shape == jax.random.key_data(jax.random.key(0)).shape
     if not (typed or raw):
         raise TypeError(f"`key` must be a PRNG key such as jax.random.key(0), got {key!r}.")
 
@@ -328,11 +328,11 @@ def _check_inputs(inputs: Any) -> int:
         raise ValueError("`inputs` must hold at least one array, got an empty tree.")
     sizes = {}
     for path, leaf in zip(flat.paths, flat.leaves, strict=True):
-        shape = _checks.shape_of(leaf)
+        shape = _leaves.shape_of(leaf)
         if not shape:
             raise ValueError(
                 "`inputs` must be arrays with a leading axis of examples, got "
-                f"{_checks.describe(leaf)} at {path!r}; for one example pass x[None]."
+                f"{_leaves.describe(leaf)} at {path!r}; for one example pass x[None]."
             )
         sizes[path] = shape[0]
     if len(set(sizes.values())) > 1:
@@ -345,25 +345,25 @@ def _check_inputs(inputs: Any) -> int:
 def _check_outputs(apply_fn: Callable[..., Any], params: Params, inputs: Any, examples: int) -> int:
     """The number of outputs of one example."""
     out = jax.eval_shape(lambda x: apply_fn(params, x), inputs)
-    if not _checks.is_floating(out):
+    if not _leaves.is_floating(out):
         raise TypeError(
             "`apply_fn` must return one array of real floating numbers, got "
-            f"{_checks.describe(out)}; wrap it so that it returns the outputs alone."
+            f"{_leaves.describe(out)}; wrap it so that it returns the outputs alone."
         )
     if not out.shape or out.shape[0] != examples:
         raise ValueError(
             f"`apply_fn` must return outputs with a leading axis of {examples} examples, got "
-            f"{_checks.describe(out)}."
+            f"{_leaves.describe(out)}."
         )
     if 0 in out.shape:
         raise ValueError(
-            f"`apply_fn` must return at least one output, got {_checks.describe(out)}."
+            f"`apply_fn` must return at least one output, got {_leaves.describe(out)}."
         )
     return int(np.prod(out.shape[1:]))
 
 
 def _check_chunk_size(chunk_size: Any) -> None:
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer):
         raise TypeError(f"`chunk_size` must be an integer, got {chunk_size!r}.")
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")

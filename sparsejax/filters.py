@@ -9,7 +9,7 @@ The word "mask" of optax (which *leaves*) is `prunable` here; our masks say whic
 import fnmatch
 from typing import Any
 
-from sparsejax import _checks, _tree
+from sparsejax import _checks, _leaves, _tree
 from sparsejax._typing import Filter, Params
 
 
@@ -30,7 +30,7 @@ def floating(path: str, leaf: Any) -> bool:
       (True, False)
     """
     del path
-    return _checks.is_floating(leaf)
+    return _leaves.is_floating(leaf)
 
 
 def weights(path: str, leaf: Any) -> bool:
@@ -53,7 +53,7 @@ def weights(path: str, leaf: Any) -> bool:
       >>> filters.weights("kernel", jnp.ones((3, 2))), filters.weights("bias", jnp.ones(2))
       (True, False)
     """
-    shape = _checks.shape_of(leaf)
+    shape = _leaves.shape_of(leaf)
     return floating(path, leaf) and shape is not None and len(shape) >= 2
 
 
@@ -188,11 +188,11 @@ def selected(prunable: Filter, tree: Params) -> list[bool]:
     _checks.function("prunable", prunable, "(path, leaf) -> bool", "sparsejax.filters.weights")
     flat = _tree.flatten(tree)
     answers = [
-        _answer(prunable, path, leaf) for path, leaf in zip(flat.paths, flat.leaves, strict=True)
+        answer(prunable, path, leaf) for path, leaf in zip(flat.paths, flat.leaves, strict=True)
     ]
     if flat.leaves and not any(answers):
         some = ", ".join(
-            f"{path!r} {_checks.describe(leaf)}"
+            f"{path!r} {_leaves.describe(leaf)}"
             for path, leaf in zip(flat.paths[:5], flat.leaves[:5], strict=True)
         )
         raise ValueError(
@@ -203,16 +203,17 @@ def selected(prunable: Filter, tree: Params) -> list[bool]:
     return answers
 
 
-def _answer(prunable: Filter, path: str, leaf: Any) -> bool:
-    answer = prunable(path, leaf)
-    if not isinstance(answer, bool):
-        raise TypeError(f"`prunable` must answer True or False, got {answer!r} at {path!r}.")
-    if answer and not _checks.is_inexact(leaf):
+def answer(prunable: Filter, path: str, leaf: Any) -> bool:
+    """Which way a filter decides on one leaf; refuses what is no answer, as in `selected`."""
+    decision = prunable(path, leaf)
+    if not isinstance(decision, bool):
+        raise TypeError(f"`prunable` must answer True or False, got {decision!r} at {path!r}.")
+    if decision and not _leaves.is_inexact(leaf):
         raise TypeError(
-            f"`prunable` must select floating arrays only, got {_checks.describe(leaf)} at "
+            f"`prunable` must select floating arrays only, got {_leaves.describe(leaf)} at "
             f"{path!r}; combine it: filters.all_of(filters.floating, ...)."
         )
-    return answer
+    return decision
 
 
 def _check_filters(filters: tuple[Any, ...]) -> None:

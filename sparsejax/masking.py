@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import _checks, _tree, criteria, filters, selection
+from sparsejax import _checks, _leaves, _tree, criteria, filters, selection
 from sparsejax._typing import Criterion, Filter, Masks, Params, Scalar, Scores
 
 
@@ -45,8 +45,8 @@ def threshold(scores: Scores, t: Scalar, *, prunable: Filter = filters.weights) 
 
     Args:
       scores: a pytree of scores, of any sign.
-      t: any real number, infinite ones included; may be traced. Compared in the score's precision,
-        at least float32.
+      t: any real number, infinite ones included; may be traced (then NaN prunes nothing). Compared
+        in the score's precision, at least float32.
       prunable: which leaves are pruned; the others get a 0-d True.
 
     Returns:
@@ -135,8 +135,8 @@ def apply_masks(params: Params, masks: Masks) -> Params:
       {'w': Array([1., 0.], dtype=float32)}
     """
     flat = _tree.flatten(params)
-    rows = zip(flat.leaves, aligned(masks, params), strict=True)
-    return flat.rebuild([_apply(leaf, mask) for leaf, mask in rows])
+    rows = zip(flat.paths, flat.leaves, aligned(masks, params), strict=True)
+    return flat.rebuild([_apply(*row) for row in rows])
 
 
 def aligned(masks: Masks, params: Params) -> list[Any]:
@@ -191,7 +191,7 @@ def combine(*masks: Masks) -> Masks:
     if not masks:
         raise ValueError("`masks` must be at least one tree of masks, got none.")
     flat = _tree.flatten(masks[0])
-    columns = [_tree.align("masks", m, "the first masks", masks[0]) for m in masks]
+    columns = [_tree.align("masks", m, "masks[0]", masks[0]) for m in masks]
     return flat.rebuild(
         [_intersect(path, leaves) for path, *leaves in zip(flat.paths, *columns, strict=True)]
     )
@@ -225,9 +225,9 @@ def sparsity(
     flat = _tree.flatten(params)
     pruned = [None] * len(flat.leaves) if masks is None else aligned(masks, params)
     counted = [
-        (path, prunable(path, leaf), _count_zeros(leaf, mask))
+        (path, filters.answer(prunable, path, leaf), _count_zeros(leaf, mask))
         for path, leaf, mask in zip(flat.paths, flat.leaves, pruned, strict=True)
-        if _checks.is_inexact(leaf)
+        if _leaves.is_inexact(leaf)
     ]
     return Sparsity(
         prunable=_sum([count for _, chosen, count in counted if chosen]),
@@ -334,7 +334,7 @@ def _threshold(scores: _tree.Flat, chosen: list[bool], t: Scalar) -> Masks:
 
 def _at_least(scores: jax.Array, t: Scalar) -> jax.Array:
     """As real numbers: denormals count, +0 = -0, NaN is below every threshold."""
-    dtype = jnp.promote_types(scores.dtype, jnp.float32)
+    dtype = _leaves.wide_dtype(scores.dtype)
     # A NaN key lies below that of -inf, which is the lowest threshold.
     return selection.order_key(scores) >= selection.order_key(jnp.asarray(t, dtype))
 
@@ -350,7 +350,7 @@ def _prunable_scores(scores: _tree.Flat, chosen: list[bool]) -> list[jax.Array]:
         if yes:
             if not filters.floating(path, leaf):
                 raise TypeError(
-                    f"`scores` must be real floating arrays, got {_checks.describe(leaf)} at "
+                    f"`scores` must be real floating arrays, got {_leaves.describe(leaf)} at "
                     f"{path!r}; take jnp.abs of complex scores, astype(float) of integers."
                 )
             _checks.no_nan("scores", path, leaf)
@@ -360,12 +360,12 @@ def _prunable_scores(scores: _tree.Flat, chosen: list[bool]) -> list[jax.Array]:
 
 def _check_gradients(params: _tree.Flat, grads: list[Any]) -> None:
     for path, leaf, grad in zip(params.paths, params.leaves, grads, strict=True):
-        if _checks.is_inexact(grad):
+        if _leaves.is_inexact(grad):
             _checks.same_shape("grads", path, grad, "params", leaf)
 
 
 def _check_score(path: str, score: Any, leaf: Any) -> None:
-    if score is None or _checks.dtype_of(score) == np.dtype(bool):
+    if score is None or _leaves.dtype_of(score) == np.dtype(bool):
         raise ValueError(
             f"`criterion` gave no score for the prunable leaf {path!r}: its gradient is None or "
             "not floating. Differentiate with respect to it, leave it out of `prunable`, or take "
@@ -378,8 +378,15 @@ def _everything() -> jax.Array:
     return jnp.ones((), bool)
 
 
-def _apply(leaf: Any, mask: Any) -> Any:
-    if not _checks.is_number(leaf) or _keeps_all(mask):
+def _apply(path: str, leaf: Any, mask: Any) -> Any:
+    if _keeps_all(mask):
+        return leaf
+    if not _leaves.is_number(leaf):
+        if not _leaves.is_traced(mask) and not np.all(mask):
+            raise TypeError(
+                f"`masks` must be True where the params are no numbers, got one that prunes "
+                f"{_leaves.describe(leaf)} at {path!r}."
+            )
         return leaf
     if isinstance(leaf, np.ndarray) and leaf.dtype != jnp.asarray(leaf).dtype:
         # JAX would narrow it: float64 where x64 is off.
@@ -390,13 +397,13 @@ def _apply(leaf: Any, mask: Any) -> Any:
 
 def _keeps_all(mask: Any) -> bool:
     """Whether a whole leaf is seen to be kept, so that it need not be touched."""
-    return _checks.shape_of(mask) == () and not _checks.is_traced(mask) and bool(mask)
+    return _leaves.shape_of(mask) == () and not _leaves.is_traced(mask) and bool(mask)
 
 
 def _intersect(path: str, leaves: list[Any]) -> jax.Array:
     for leaf in leaves:
         _checks.boolean(path, leaf)
-    shapes = [shape for leaf in leaves if (shape := _checks.shape_of(leaf))]
+    shapes = [shape for leaf in leaves if (shape := _leaves.shape_of(leaf))]
     try:
         if len({len(shape) for shape in shapes}) > 1:
             raise ValueError("ranks differ")
@@ -411,14 +418,17 @@ def _intersect(path: str, leaves: list[Any]) -> jax.Array:
 
 def _count_zeros(leaf: Any, mask: Any) -> Count:
     size = int(np.size(leaf))
-    if mask is None:
-        # By bit pattern: floating comparisons on CPU take denormals for zeros.
-        array = jnp.asarray(leaf)
-        kept = selection.order_key(array) != 0 if _checks.is_floating(array) else array != 0
-    else:
-        kept = jnp.broadcast_to(mask, np.shape(leaf))
+    kept = _is_nonzero(leaf) if mask is None else jnp.broadcast_to(mask, np.shape(leaf))
     nonzeros = jnp.sum(kept, dtype=jnp.int32)
-    return Count(size - (nonzeros if _checks.is_traced(nonzeros) else int(nonzeros)), size)
+    return Count(size - (nonzeros if _leaves.is_traced(nonzeros) else int(nonzeros)), size)
+
+
+def _is_nonzero(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return leaf != 0
+    # By bit pattern: floating comparisons on CPU take denormals for zeros.
+    array = jnp.asarray(leaf)
+    return selection.order_key(array) != 0 if _leaves.is_floating(array) else array != 0
 
 
 def _sum(counts: list[Count]) -> Count:

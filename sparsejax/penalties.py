@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsejax import _checks, _tree, filters
+from sparsejax import _checks, _leaves, _tree, filters
 from sparsejax._typing import Filter, Params, ScalarOrSchedule
 
 
@@ -67,7 +67,9 @@ class ElasticNet:
         """λ₁ Σ|w| + (λ₂/2) Σw², a 0-d array (float32, or float64 where a leaf is)."""
         l1, l2 = self._strengths()
         chosen = filters.selected(self.prunable, params)
-        leaves = [_wide(w) for w, yes in zip(jax.tree.leaves(params), chosen, strict=True) if yes]
+        leaves = [
+            _leaves.wide(w) for w, yes in zip(jax.tree.leaves(params), chosen, strict=True) if yes
+        ]
         total = jnp.float32(0)
         # A strength of 0 is skipped, not multiplied: squares overflow long before absolute values.
         if not _is_zero(self.l1_strength):
@@ -153,6 +155,7 @@ def l1(strength: ScalarOrSchedule, *, prunable: Filter = filters.weights) -> Ela
       R. Tibshirani, *Regression shrinkage and selection via the lasso*, JRSS B 58 (1996),
       https://www.jstor.org/stable/2346178
     """
+    _checks.scalar_or_schedule("strength", strength)
     return ElasticNet(strength, 0.0, prunable)
 
 
@@ -179,6 +182,7 @@ def l2(strength: ScalarOrSchedule, *, prunable: Filter = filters.weights) -> Ela
       A. Hoerl and R. Kennard, *Ridge regression: biased estimation for nonorthogonal problems*,
       Technometrics 12 (1970), https://www.jstor.org/stable/1267351
     """
+    _checks.scalar_or_schedule("strength", strength)
     return ElasticNet(0.0, strength, prunable)
 
 
@@ -220,19 +224,13 @@ def _read(strength: ScalarOrSchedule, step: Any) -> Any:
     return strength(step) if callable(strength) else strength
 
 
-def _wide(leaf: Any) -> jax.Array:
-    """At least float32: half precisions lose small steps."""
-    array = jnp.asarray(leaf)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
 def _soft(x: jax.Array, t: Any) -> jax.Array:
     """sign(x) max(|x| - t, 0), with +0 where it is zero and NaN where x is NaN."""
     return x - jnp.clip(x, -t, t)
 
 
 def _is_zero(strength: ScalarOrSchedule) -> bool:
-    return not _checks.is_traced(strength) and not callable(strength) and float(strength) == 0
+    return not _leaves.is_traced(strength) and not callable(strength) and float(strength) == 0
 
 
 def _in_wide(f: Callable[..., jax.Array], widen: bool, *leaves: Any) -> jax.Array:
@@ -240,4 +238,4 @@ def _in_wide(f: Callable[..., jax.Array], widen: bool, *leaves: Any) -> jax.Arra
     dtype = arrays[0].dtype
     if widen:
         dtype = jnp.promote_types(dtype, arrays[-1].dtype)
-    return f(*map(_wide, arrays)).astype(dtype)
+    return f(*map(_leaves.wide, arrays)).astype(dtype)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparsejax import _checks
+from sparsejax import _checks, _leaves
 
 _DIGIT_BITS = 2
 _DIGITS = 2**_DIGIT_BITS - 1
@@ -30,8 +30,8 @@ def removed_count(sparsity: Any, n: int) -> Any:
     """How many of `n` entries a sparsity removes: Python's `round(sparsity * n)`, half to even.
 
     Args:
-      sparsity: a fraction in [0, 1). A Python or NumPy number counts in float64; a JAX scalar,
-        traced or not, counts as its float32 value.
+      sparsity: a fraction in [0, 1). A number that can be looked at counts as its own value, a
+        traced one as its float32 value.
       n: the number of entries, less than 2³¹.
 
     Returns:
@@ -42,7 +42,8 @@ def removed_count(sparsity: Any, n: int) -> Any:
       >>> selection.removed_count(0.5, 5), selection.removed_count(0.9, 266_200)
       (2, 239580)
     """
-    if not _checks.is_traced(sparsity):
+    _checks.fraction("sparsity", sparsity)
+    if not _leaves.is_traced(sparsity):
         return round(float(sparsity) * n)
     return _rounded_product(jnp.asarray(sparsity, jnp.float32), n)
 
@@ -66,6 +67,13 @@ def keep_largest(scores: Sequence[jax.Array], keep: Any) -> list[jax.Array]:
       >>> selection.keep_largest([jnp.array([1.0, 3.0]), jnp.array([[3.0, 2.0]])], 2)
       [Array([False,  True], dtype=bool), Array([[ True, False]], dtype=bool)]
     """
+    _check_keep(keep, sum(np.size(s) for s in scores))
+    for s in scores:
+        if not _leaves.is_floating(s):
+            raise TypeError(
+                f"`scores` must be real floating arrays, got {_leaves.describe(s)}; "
+                "astype(float) of integers."
+            )
     masks: list[jax.Array] = _keep_largest(tuple(scores), jnp.asarray(keep, jnp.int32))
     return masks
 
@@ -89,7 +97,7 @@ def order_key(scores: jax.Array, dtype: Any = None) -> jax.Array:
       >>> bool(key[1] == key[2]), bool(key[0] < key[1] < key[3] < key[4]), bool(key[5] < key[0])
       (True, True, True)
     """
-    wide = _widen(scores, jnp.dtype(dtype or jnp.promote_types(scores.dtype, jnp.float32)))
+    wide = _widen(scores, jnp.dtype(dtype or _leaves.wide_dtype(scores.dtype)))
     integer = _integer_like(wide.dtype)
     bits = lax.bitcast_convert_type(wide, integer)
     magnitude = bits & integer.type(jnp.iinfo(integer).max)
@@ -102,7 +110,7 @@ def order_key(scores: jax.Array, dtype: Any = None) -> jax.Array:
 def _keep_largest(scores: tuple[jax.Array, ...], keep: jax.Array) -> list[jax.Array]:
     if not scores:
         return []
-    dtype = jnp.result_type(jnp.float32, *(s.dtype for s in scores))
+    dtype = jnp.result_type(*(_leaves.wide_dtype(s.dtype) for s in scores))
     integer = _integer_like(dtype)
     keys = [partial(order_key, s, dtype) for s in scores]
     starts = np.cumsum([0, *(s.size for s in scores)])[:-1]
@@ -123,6 +131,13 @@ def _keep_largest(scores: tuple[jax.Array, ...], keep: jax.Array) -> list[jax.Ar
         (key() > cut) | ((key() == cut) & (order() >= last))
         for key, order in zip(keys, orders, strict=True)
     ]
+
+
+def _check_keep(keep: Any, n: int) -> None:
+    if _leaves.shape_of(keep) != () or not jnp.issubdtype(_leaves.dtype_of(keep), jnp.integer):
+        raise TypeError(f"`keep` must be one integer, got {keep!r}.")
+    if not _leaves.is_traced(keep) and not 0 <= int(keep) <= n:
+        raise ValueError(f"`keep` must be from 0 to {n}, the number of scores, got {keep}.")
 
 
 def _earliness(shape: tuple[int, ...], start: int) -> jax.Array:
@@ -182,6 +197,10 @@ def _widen(x: jax.Array, dtype: np.dtype) -> jax.Array:
     """`x` in a wider floating dtype, exactly: a conversion on CPU may flush denormals."""
     if x.dtype == dtype:
         return x
+    if x.dtype == jnp.bfloat16:
+        # The upper half of a float32, whose own denormals no multiplication makes.
+        bits = lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16
+        return _widen(lax.bitcast_convert_type(bits, jnp.float32), dtype)
     info = jnp.finfo(x.dtype)
     integer = _integer_like(x.dtype)
     bits = lax.bitcast_convert_type(x, integer)
@@ -199,7 +218,7 @@ def _rounded_product(x: jax.Array, n: int) -> jax.Array:
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     exponent = jnp.maximum(bits >> 23, 1)
     m = bits - ((exponent - 1) << 23)
-    high, low = _product_24(m, n)
+    high, low = _as_float64(*_product_24(m, n))
     r = 126 - exponent
     safe = jnp.minimum(r, 31)
     quotient = high >> safe
@@ -210,6 +229,15 @@ def _rounded_product(x: jax.Array, n: int) -> jax.Array:
     exactly = (rest == half_high) & (low == half_low)
     rounded = quotient + (more | (exactly & ((quotient & 1) == 1))).astype(jnp.uint32)
     return jnp.where(r > 31, 0, rounded.astype(jnp.int32))
+
+
+def _as_float64(high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rounds high * 2^24 + low < 2^55 to 53 bits, half to even, as Python's product does."""
+    drop = (high >= 1 << 29).astype(jnp.uint32) + (high >= 1 << 30).astype(jnp.uint32)
+    half = (np.uint32(1) << drop) >> 1
+    rounded = (low + half - 1 + ((low >> drop) & 1)) >> drop << drop
+    low = jnp.where(drop > 0, rounded, low)
+    return high + (low >> 24), low & 0xFFFFFF
 
 
 def _product_24(m: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:

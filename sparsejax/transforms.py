@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparsejax import _checks, _tree, filters, masking, penalties
+from sparsejax import _checks, _leaves, _tree, filters, masking, penalties
 from sparsejax._typing import Filter, Masks, Params, Penalty, ScalarOrSchedule
 
 _PROBE_ENTRIES = 512
@@ -122,7 +122,7 @@ def prox(
         if learning_rate is None:
             size, measured, fit = _foretell(state, params)
         else:
-            size = measured = jnp.asarray(_at(learning_rate, state.step), jnp.float32)
+            size = measured = jnp.asarray(_rate_at(learning_rate, state.step), jnp.float32)
             fit = jnp.float32(1)
         known = (fit >= _GOOD_FIT) & (size > 0)
         landing = _landing_emission(now, updates, params, jnp.where(known, size, 1))
@@ -364,9 +364,10 @@ def proximal(
         updates: Params, state: PenaltyState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, PenaltyState]:
         _checks.params_given("proximal", params)
+        _check_updates(updates, params)
         steps, inner_state = inner.update(updates, state.inner, params, **extra)
-        size = _at(learning_rate, state.step)
-        moved = _map_floating(lambda u, w: _wide(w) + _wide(u), params, updates=steps)
+        size = _rate_at(learning_rate, state.step)
+        moved = _map_floating(lambda u, w: _leaves.wide(w) + _leaves.wide(u), params, updates=steps)
         landed = penalty.at(state.step).prox(moved, size)
 
         def step(u: jax.Array, v: jax.Array, t: jax.Array, w: jax.Array) -> jax.Array:
@@ -433,6 +434,7 @@ def keep_masks(
         updates: Params, state: KeepMasksState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, KeepMasksState]:
         _checks.params_given("keep_masks", params)
+        _check_updates(updates, params)
 
         def mask(tree: Params) -> Params:
             return masking.apply_masks(tree, state.masks)
@@ -452,7 +454,9 @@ def keep_masks(
 
 def _landing_emission(penalty: Penalty, grads: Params, params: Params, size: jax.Array) -> Params:
     """(w - prox(w - s·g)) / s, and g itself, bit for bit, where the prox does nothing."""
-    moved = _map_floating(lambda g, w: _wide(w) - size * _wide(g), params, updates=grads)
+    moved = _map_floating(
+        lambda g, w: _leaves.wide(w) - size * _leaves.wide(g), params, updates=grads
+    )
     landed = penalty.prox(moved, size)
 
     def emit(g: jax.Array, v: jax.Array, t: jax.Array, w: jax.Array) -> jax.Array:
@@ -507,7 +511,7 @@ def _nearest_power_of_two(x: jax.Array) -> jax.Array:
 
 def _probe(tree: Params) -> jax.Array:
     """A few entries of every floating leaf, spread over its axes, as one float32 vector."""
-    leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree) if _checks.is_floating(x)]
+    leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree) if _leaves.is_floating(x)]
     if not leaves:
         return jnp.zeros(0)
     each = max(4, _PROBE_ENTRIES // len(leaves))
@@ -532,14 +536,10 @@ def _largest(x: jax.Array) -> jax.Array:
 
 def _rounding(leaf: Any) -> Any:
     """How far the rounding of one update may move each entry."""
-    if not _checks.is_floating(leaf):
+    if not _leaves.is_floating(leaf):
         return leaf
     x = jnp.asarray(leaf)
-    return _wide(x) * (jnp.finfo(x.dtype).eps / 2)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return _leaves.wide(x) * (jnp.finfo(x.dtype).eps / 2)
 
 
 def _zero_where_pruned(steps: Params, params: Params, masks: Masks) -> Params:
@@ -547,7 +547,7 @@ def _zero_where_pruned(steps: Params, params: Params, masks: Masks) -> Params:
     flat = _tree.flatten(params)
 
     def zero(u: Any, w: Any, mask: Any) -> Any:
-        if not _checks.is_inexact(w):
+        if not _leaves.is_inexact(w):
             return u
         w, u = jnp.asarray(w), jnp.asarray(u)
         return jnp.where(mask, u, -w).astype(jnp.promote_types(u.dtype, w.dtype))
@@ -563,7 +563,7 @@ def _zero_where_pruned(steps: Params, params: Params, masks: Masks) -> Params:
 
 def _map_floating(f: Callable[..., jax.Array], params: Params, **trees: Params) -> Params:
     """`f` over the floating leaves; others give their leaf of the first tree."""
-    chosen = [_checks.is_floating(leaf) for leaf in jax.tree.leaves(params)]
+    chosen = [_leaves.is_floating(leaf) for leaf in jax.tree.leaves(params)]
 
     def on_arrays(*leaves: Any) -> jax.Array:
         return f(*(jnp.asarray(x) for x in leaves))
@@ -574,9 +574,11 @@ def _map_floating(f: Callable[..., jax.Array], params: Params, **trees: Params) 
 def _check_finite_where_pruned(params: Params, masks: list[Any]) -> None:
     flat = _tree.flatten(params)
     for path, leaf, mask in zip(flat.paths, flat.leaves, masks, strict=True):
-        if not _checks.is_inexact(leaf) or _checks.is_traced(leaf, mask):
+        if not _leaves.is_inexact(leaf) or _leaves.is_traced(leaf, mask):
             continue
-        if bool(jnp.any(~jnp.isfinite(leaf) & ~jnp.asarray(mask))):
+        with jax.ensure_compile_time_eval():
+            found = bool(jnp.any(~jnp.isfinite(leaf) & ~jnp.asarray(mask)))
+        if found:
             raise ValueError(
                 f"`params` must be finite where the masks prune, got NaN or infinity at {path!r}, "
                 "which no update can bring to zero; start from apply_masks(params, masks)."
@@ -584,12 +586,25 @@ def _check_finite_where_pruned(params: Params, masks: list[Any]) -> None:
 
 
 def _check_penalty(penalty: Any) -> None:
-    if not isinstance(penalty, Penalty):
+    if isinstance(penalty, type) or not isinstance(penalty, Penalty):
         raise TypeError(f"`penalty` must be a penalty such as penalties.l1(1e-4), got {penalty!r}.")
 
 
-def _at(value: ScalarOrSchedule, step: jax.Array) -> Any:
-    return value(step) if callable(value) else value
+def _rate_at(learning_rate: ScalarOrSchedule, step: jax.Array) -> Any:
+    """A schedule may give 0, at the end of a decay or the start of a warm-up."""
+    if not callable(learning_rate):
+        return learning_rate
+    rate = learning_rate(step)
+    _checks.scalar_or_schedule("learning_rate", rate)
+    return rate
+
+
+def _check_updates(updates: Params, params: Params) -> None:
+    flat = _tree.flatten(params)
+    aligned = _tree.align("updates", updates, "params", params)
+    for path, u, w in zip(flat.paths, aligned, flat.leaves, strict=True):
+        if _leaves.is_inexact(u):
+            _checks.same_shape("updates", path, u, "params", w)
 
 
 def _replace(extra: dict[str, Any], **changes: Callable[[Any], Any]) -> dict[str, Any]:

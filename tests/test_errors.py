@@ -343,7 +343,7 @@ MASKING = {
     "combine other structures": (
         lambda: masking.combine(MASKS, {"net": {"w": W > 1}}),
         ValueError,
-        r"`masks` must have the structure of .*first masks.* has a leaf at 'net\.b'",
+        r"`masks` must have the structure of .*masks\[0\].* has a leaf at 'net\.b'",
     ),
     "sparsity with no filter": (
         lambda: masking.sparsity(PARAMS, prunable="w"),

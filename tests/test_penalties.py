@@ -13,8 +13,8 @@ import sparsejax as sj
 from sparsejax import filters, penalties
 
 WEIGHTS = {"w": jnp.array([[3.0, -0.5, 0.0], [0.25, -2.0, 1.0]]), "b": jnp.array([5.0, -5.0])}
-strengths = st.floats(0, 3, width=32)
-numbers = st.floats(-10, 10, width=32)
+strengths = st.floats(0, 3, width=32, allow_subnormal=False)
+numbers = st.floats(-10, 10, width=32, allow_subnormal=False)
 
 
 def prox_of(penalty, x, step_size):
