@@ -24,9 +24,9 @@ from sparsejax import criteria, datasets, masking, models
 
 BATCH = 64
 SPARSITIES = [0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99]
-# Learning rate, when it drops by 4 (fractions of the epochs), epochs, epochs after pruning. Where
-# the learning rate is a power of two, the zeros of L1 are exact at once (see transforms.prox).
-RECIPES = {"quick": (0.125, (0.6, 0.85), 8, 6), "textbook": (0.01, (), 10, 10)}
+# Learning rate (a power of two: L1's zeros are exact at once, see transforms.prox), when it drops
+# by 4 (as fractions), images an epoch, epochs, epochs after pruning.
+RECIPES = {"quick": (0.125, (0.6, 0.85), 10_000, 8, 6), "textbook": (0.01, (), 60_000, 10, 10)}
 
 
 def main(args):
@@ -34,7 +34,7 @@ def main(args):
     images, test = (jnp.asarray(x / np.float32(255)) for x in (data.train_images, data.test_images))
     apply, params = models.functional(models.CNN(images.shape[1:], rngs=nnx.Rngs(args.seed)))
     accuracy = partial(evaluate, jax.jit(apply), test, data.test_labels)
-    epochs, finetune = [args.epochs or n for n in RECIPES[args.recipe][2:]]
+    epochs, finetune = [args.epochs or n for n in RECIPES[args.recipe][3:]]
     runs, curves = {}, {}
     columns = ("{task.description:<13}", BarColumn(20), TimeElapsedColumn(), "{task.fields[note]}")
     with Progress(*columns) as bar:
@@ -75,8 +75,9 @@ def main(args):
 
 def train(apply, images, labels, args, bar, label, params, wrap, epochs):
     """Plain minibatch training. The sparsity in the progress bar is counted, not assumed."""
-    steps = epochs * (len(images) // BATCH)
-    lr, drops, *_ = RECIPES[args.recipe]
+    lr, drops, images_an_epoch, *_ = RECIPES[args.recipe]
+    batches = min(len(images), images_an_epoch) // BATCH
+    steps = epochs * batches
     drops = {int(at * steps): 0.25 for at in drops}
     tx = wrap(optax.sgd(optax.piecewise_constant_schedule(lr, drops)))
 
@@ -93,9 +94,9 @@ def train(apply, images, labels, args, bar, label, params, wrap, epochs):
     state, rng = tx.init(params), np.random.default_rng(args.seed)
     task = bar.add_task(label, total=steps, note="")
     for i in range(steps):
-        if (at := i % (len(images) // BATCH) * BATCH) == 0:
-            order = rng.permutation(len(images))
-        batch = order[at : at + BATCH]
+        if i % batches == 0:
+            order = rng.permutation(len(images))[: batches * BATCH].reshape(batches, BATCH)
+        batch = order[i % batches]
         params, state, loss = step(params, state, images[batch], labels[batch])
         bar.advance(task)
         if i % 50 == 0 or i == steps - 1:

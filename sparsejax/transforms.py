@@ -69,13 +69,17 @@ def prox(
     prox_s(w - s·g): the proximal gradient method (ISTA). Cost: one pass over params and gradients.
 
     Without `learning_rate` it measures s: the state keeps a few hundred entries of the last params
-    and of what it emitted, and the least-squares fit of the movement on the emission is s, one step
-    late where a schedule moves. The first step, and every step where the fit is poor (momentum,
-    Adam: the movement is no multiple of the emission), emits the subgradient of least norm: right,
-    but without zeros. Look at `state.fit`; for other optimizers use `penalized`. An entry that
-    crosses zero is within rounding of it after that step and exactly zero a few steps later, unless
-    the gradient pulls it out. Half-precision params move too coarsely to be measured: give
+    and of what it emitted; the least-squares fit of the movement on the emission was the last step
+    size, and a straight line through the last two foretells the next. The first step, and every
+    step where the fit is poor (momentum, Adam: the movement is no multiple of the emission), emits
+    the subgradient of least norm: right, but without zeros. Look at `state.fit`; for other
+    optimizers use `penalized`. Half-precision params move too coarsely to be measured: give
     `learning_rate` or use `penalized`.
+
+    When are zeros exact? Where s is a power of two, at once: then (w/s)·s is w. For any other s the
+    step ends within rounding of zero (6e-8 of w), and after some five steps in which no gradient
+    pulls the entry out again the remainder has vanished, too; so minibatch noise leaves fewer zeros
+    than it should. Take a learning rate such as 2**-3 or 2**-7, or `proximal`, exact at any rate.
 
     Args:
       penalty: such as `penalties.l1(strength)`.

@@ -414,11 +414,15 @@ def test_keep_masks_holds_behind_differentially_private_aggregation():
 
 
 class Spy:
-    """An optimizer that remembers what `update` got last, and takes no step."""
+    """An optimizer that remembers what it got last, and takes no step."""
 
     def __init__(self):
         self.seen = {}
-        self.tx = optax.GradientTransformationExtraArgs(lambda params: (), self.update)
+        self.tx = optax.GradientTransformationExtraArgs(self.init, self.update)
+
+    def init(self, params):
+        self.seen = {"params": params}
+        return ()
 
     def update(self, updates, state, params=None, **extra):
         self.seen = {"updates": updates, "params": params, **extra}
@@ -438,6 +442,12 @@ def assert_trees_equal(got, expected):
 
 def with_masks(optimizer):
     return sj.keep_masks(optimizer, MASKS)
+
+
+def test_keep_masks_initializes_the_inner_optimizer_at_masked_params():
+    spy = Spy()
+    with_masks(spy.tx).init(DENSE)
+    assert_trees_equal(spy.seen["params"], sj.apply_masks(DENSE, MASKS))
 
 
 def test_keep_masks_shows_masked_params_to_the_inner_optimizer():
@@ -499,10 +509,12 @@ def test_keep_masks_survives_the_donation_of_its_state():
 
 
 def test_keep_masks_gives_every_state_masks_of_its_own():
-    tx = kept()
+    masks = jax.tree.map(jnp.array, MASKS)
+    tx = sj.keep_masks(optax.adam(RATE), masks)
     first, second = tx.init(DENSE).masks, tx.init(DENSE).masks
     first["w1"].delete()
     assert_trees_equal(second, MASKS)
+    assert_trees_equal(masks, MASKS)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "lion", "prodigy"])
@@ -553,7 +565,7 @@ def test_keep_masks_maps_over_an_ensemble():
 def test_keep_masks_is_exact_whatever_the_precisions(dtype, grad_dtype):
     params = optax.tree.cast(DENSE, dtype)
     grads = optax.tree.cast(poison(dense_gradients()), grad_dtype)
-    params, _ = one_step(kept(), params, grads)
+    params, _ = one_step(kept(optax.sgd(RATE)), params, grads)
     assert_zero_where_pruned(params)
     assert {str(w.dtype) for w in params.values()} == {dtype}
 
@@ -564,7 +576,7 @@ def test_keep_masks_is_exact_in_double_precision(grad_dtype):
         params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)))}
         masks = {"w": np.arange(12).reshape(3, 4) % 2 == 0}
         grads = optax.tree.cast(params, grad_dtype)
-        params, _ = one_step(sj.keep_masks(optax.adam(RATE), masks), params, grads)
+        params, _ = one_step(sj.keep_masks(optax.sgd(RATE), masks), params, grads)
         assert params["w"].dtype == np.float64
         assert_zero_where_pruned(params, masks)
 

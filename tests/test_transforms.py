@@ -226,6 +226,51 @@ def test_l1_prox_measures_the_learning_rate():
     assert float(state[0].learning_rate) == pytest.approx(0.07, rel=1e-4)
 
 
+def noisy(tx, steps):
+    """Minibatch-like noise on a quadratic whose solution is zero; the share of exact zeros."""
+    keys = jax.random.split(jax.random.key(0), steps)
+
+    def step(carry, key):
+        w, state = carry
+        grads = {"w": w["w"] + 0.2 * jax.random.normal(key, w["w"].shape)}
+        updates, state = tx.update(grads, state, w)
+        return (optax.apply_updates(w, updates), state), None
+
+    w = {"w": jnp.full((32, 32), 0.3)}
+    (w, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))((w, tx.init(w)))
+    return float(jnp.mean(w["w"] == 0))
+
+
+def test_l1_prox_is_exact_at_once_where_the_rate_is_a_power_of_two():
+    """As many zeros as `proximal` makes, minibatch noise or not."""
+    measured = noisy(optax.chain(sj.l1_prox(0.2), optax.sgd(2**-3)), 400)
+    exact = noisy(sj.proximal(optax.sgd(2**-3), penalties.l1(0.2), 2**-3), 400)
+    assert exact > 0.2
+    assert measured == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize("done", [20, 100, 180])
+def test_l1_prox_foretells_a_schedule(done):
+    """The rate that SGD is going to use, not the one it used."""
+    schedule = cosine(0.1, 200)
+    tx = optax.chain(sj.l1_prox(0.01), optax.sgd(schedule))
+    slopes = jnp.linspace(1, 2, 20).reshape(4, 5)
+    _, state = fit(tx, lambda p: jnp.sum(slopes * p["w"]), {"w": jnp.zeros((4, 5))}, done)
+    used, before = float(schedule(done - 1)), float(schedule(done - 2))
+    assert abs(float(state[0].learning_rate) - used) < 0.1 * abs(before - used)
+
+
+def test_l1_prox_follows_a_jump_of_the_rate():
+    tx = optax.chain(
+        sj.l1_prox(0.1, prunable=filters.floating),
+        optax.sgd(optax.piecewise_constant_schedule(0.1, {20: 0.1, 40: 5.0})),
+    )
+    _, early = fit(tx, half_mean_squared("diabetes"), start("diabetes"), 25)
+    _, late = fit(tx, half_mean_squared("diabetes"), start("diabetes"), 45)
+    assert float(early[0].learning_rate) == pytest.approx(0.01, rel=1e-3)
+    assert float(late[0].learning_rate) == pytest.approx(0.05, rel=1e-3)
+
+
 def test_l1_prox_remembers_the_learning_rate_where_nothing_moves():
     """All weights zero and no bias: no movement to measure, and none to forget the rate by."""
     tx = optax.chain(sj.l1_prox(5.0), optax.sgd(0.1))
