@@ -76,8 +76,7 @@ def main(args):
 def train(apply, images, labels, args, bar, label, params, wrap, epochs):
     """Plain minibatch training. The sparsity in the progress bar is counted, not assumed."""
     lr, drops, images_an_epoch, *_ = RECIPES[args.recipe]
-    batches = min(len(images), images_an_epoch) // BATCH
-    steps = epochs * batches
+    steps = epochs * (batches := min(len(images), images_an_epoch) // BATCH)
     drops = {int(at * steps): 0.25 for at in drops}
     tx = wrap(optax.sgd(optax.piecewise_constant_schedule(lr, drops)))
 
