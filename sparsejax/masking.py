@@ -119,7 +119,8 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
     Args:
       params: a pytree of arrays.
-      masks: masks for it; a leaf with a 0-d True passes as it is, whatever it is.
+      masks: masks for it; a leaf with a 0-d True passes as it is, whatever it is. `None` will do
+        for what holds no numbers (a function).
 
     Returns:
       A tree like `params`, same dtypes.
@@ -161,6 +162,11 @@ def aligned(masks: Masks, params: Params) -> list[Any]:
     """
     flat = _tree.flatten(params)
     found = _tree.align("masks", masks, "params", params)
+    # Where masks were made from params without their functions and the like (`eqx.filter`).
+    found = [
+        _everything() if mask is None and not _leaves.is_number(leaf) else mask
+        for mask, leaf in zip(found, flat.leaves, strict=True)
+    ]
     for path, mask, leaf in zip(flat.paths, found, flat.leaves, strict=True):
         _checks.broadcasts(path, mask, leaf)
     return found

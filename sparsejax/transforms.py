@@ -232,7 +232,7 @@ def elastic_net_prox(
 
 
 def penalized(
-    optimizer: optax.GradientTransformation, penalty: Penalty
+    optimizer: optax.GradientTransformation | optax.MultiSteps, penalty: Penalty
 ) -> optax.GradientTransformationExtraArgs:
     """Minimizes loss + penalty with *any* optax optimizer, zeros exact; outermost.
 
@@ -284,11 +284,18 @@ def penalized(
         _checks.params_given("penalized", params)
         now = penalty.at(state.step)
         subgradient = now.subgradient(updates, params)
+
+        def objective(f: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda p, *args, **kw: f(p, *args, **kw) + now.value(p)
+
         extra = _replace(
             extra,
             value=lambda value: value + now.value(params),
             grad=lambda grad: now.subgradient(grad, params),
-            value_fn=lambda f: lambda p, *args, **kw: f(p, *args, **kw) + now.value(p),
+            value_fn=objective,
+            obj_fn=objective,  # of sophia
+            # of sam
+            grad_fn=lambda f: lambda p, *args, **kw: now.subgradient(f(p, *args, **kw), p),
         )
         steps, inner_state = inner.update(subgradient, state.inner, params, **extra)
         stopped = now.stop_at_zero(steps, subgradient, params)
@@ -298,7 +305,9 @@ def penalized(
 
 
 def proximal(
-    optimizer: optax.GradientTransformation, penalty: Penalty, learning_rate: ScalarOrSchedule
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
+    penalty: Penalty,
+    learning_rate: ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
     """The prox step after an optimizer's step: w ← prox(w + u, learning_rate); outermost.
 
@@ -361,7 +370,7 @@ def proximal(
 
 
 def keep_masks(
-    optimizer: optax.GradientTransformation, masks: Masks
+    optimizer: optax.GradientTransformation | optax.MultiSteps, masks: Masks
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps pruned entries exactly zero after every update, whatever the optimizer; outermost.
 
@@ -405,7 +414,7 @@ def keep_masks(
 
     def init_fn(params: Params) -> KeepMasksState:
         fitted = masking.aligned(masks, params)
-        _check_finite_where_pruned(params, fitted)
+        _check_prunable(params, fitted)
         # A copy: a caller who donates the state must not lose his masks.
         own = _tree.flatten(params).rebuild([jnp.array(m, copy=True) for m in fitted])
         return KeepMasksState(own, inner.init(masking.apply_masks(params, own)))
@@ -419,10 +428,15 @@ def keep_masks(
         def mask(tree: Params) -> Params:
             return masking.apply_masks(tree, state.masks)
 
+        def at_masked(f: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda p, *args, **kw: f(mask(p), *args, **kw)
+
         extra = _replace(
             extra,
             grad=mask,
-            value_fn=lambda f: lambda p, *args, **kw: f(mask(p), *args, **kw),
+            value_fn=at_masked,
+            obj_fn=at_masked,  # of sophia
+            grad_fn=lambda f: lambda p, *args, **kw: mask(f(mask(p), *args, **kw)),  # of sam
         )
         steps, inner_state = inner.update(mask(updates), state.inner, mask(params), **extra)
         return _zero_where_pruned(steps, params, state.masks), KeepMasksState(
@@ -452,7 +466,8 @@ def _zero_where_pruned(steps: Params, params: Params, masks: Masks) -> Params:
     def zero(u: Any, w: Any, mask: Any) -> Any:
         if not _leaves.is_inexact(w):
             return u
-        w, u = jnp.asarray(w), jnp.asarray(u)
+        w = jnp.asarray(w)
+        u = jnp.zeros((), w.dtype) if u is None else jnp.asarray(u)  # no gradient, no step
         return jnp.where(mask, u, -w).astype(jnp.promote_types(u.dtype, w.dtype))
 
     rows = zip(
@@ -474,14 +489,22 @@ def _map_floating(f: Callable[..., jax.Array], params: Params, **trees: Params) 
     return _tree.map_chosen(on_arrays, chosen, params, **trees)
 
 
-def _check_finite_where_pruned(params: Params, masks: list[Any]) -> None:
+def _check_prunable(params: Params, masks: list[Any]) -> None:
+    """Refuses what no update can zero: an integer leaf, a NaN or infinite entry."""
     flat = _tree.flatten(params)
     for path, leaf, mask in zip(flat.paths, flat.leaves, masks, strict=True):
-        if not _leaves.is_inexact(leaf) or _leaves.is_traced(leaf, mask):
+        if _leaves.is_traced(leaf, mask):
             continue
         with jax.ensure_compile_time_eval():
-            found = bool(jnp.any(~jnp.isfinite(leaf) & ~jnp.asarray(mask)))
-        if found:
+            pruned, moves = ~jnp.asarray(mask), _leaves.is_inexact(leaf)
+            stuck = bool(jnp.any(pruned & ~jnp.isfinite(leaf) if moves else pruned))
+        if stuck and not moves:
+            raise TypeError(
+                "`masks` must keep what is not floating, got one that prunes "
+                f"{_leaves.describe(leaf)} at {path!r}, which optimizers do not move; "
+                "give it a 0-d True."
+            )
+        if stuck:
             raise ValueError(
                 f"`params` must be finite where the masks prune, got NaN or infinity at {path!r}, "
                 "which no update can bring to zero; start from apply_masks(params, masks)."

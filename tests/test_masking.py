@@ -627,3 +627,11 @@ def test_masking_keeps_shardings_and_results(sharded, f, wrap):
 def test_sparsity_counts_sharded_leaves(sharded):
     count = masking.sparsity(masking.apply_masks(sharded, masking.topk(sharded, 0.25)))
     assert count.prunable == (96, 384)
+
+
+def test_apply_masks_takes_none_for_what_holds_no_numbers():
+    params = {"w": jnp.ones((2, 2)), "activation": jax.nn.relu}
+    masks = {"w": jnp.array([[True, False]]), "activation": None}
+    applied = masking.apply_masks(params, masks)
+    np.testing.assert_array_equal(applied["w"], [[1, 0], [1, 0]])
+    assert applied["activation"] is jax.nn.relu
