@@ -627,6 +627,11 @@ TRANSFORMS = {
         ValueError,
         r"`params` must be finite where the masks prune, got .* at 'net\.w', .*apply_masks",
     ),
+    "keep_masks that prune integers": (
+        lambda: sj.keep_masks(SGD, {"step": np.zeros((), bool)}).init({"step": np.arange(3)}),
+        TypeError,
+        r"`masks` must keep what is not floating, got one that prunes int.*\[3\] at 'step', .*True",
+    ),
     "keep_masks without params": (
         lambda: update(sj.keep_masks(SGD, MASKS), params=None),
         ValueError,
