@@ -156,13 +156,12 @@ def output_gradient(
     copies of the floating params and the activations of `chunk_size` examples, whatever the number
     of examples and outputs.
 
-    Call it outside `jit`, where it runs its own compiled step per chunk; it works inside, as a loop
-    in which XLA's convolutions on CPU are many times slower.
+    Call it outside `jit`, where it compiles a step of its own in every call and runs it chunk by
+    chunk; it works inside, as a loop in which XLA's convolutions on CPU are many times slower.
 
     Args:
       apply_fn: `(params, inputs) -> outputs`, batched, with real outputs of shape (examples, ...).
-        An example's output must not depend on the others (no batch statistics). Pass the same
-        function object again and it is not compiled again.
+        An example's output must not depend on the others (no batch statistics).
       params: a pytree of arrays; leaves that are not floating are held fixed.
       inputs: an array, or a pytree of arrays, with a common leading axis of examples.
       chunk_size: how many examples are differentiated together, at least 1. On CPU 1 is fastest by
@@ -216,7 +215,7 @@ def output_gradient(
 
 
 class _Function(NamedTuple):
-    """What must be compiled: hashable, so that the same function is compiled once."""
+    """The function of one example whose outputs are differentiated."""
 
     apply_fn: Callable[[Params, Any], jax.Array]
     structure: Any
