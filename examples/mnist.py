@@ -30,6 +30,7 @@ RECIPES = {"quick": (0.125, (0.6, 0.85), 10_000, 8, 6), "textbook": (0.01, (), 6
 
 
 def main(args):
+    args.out.mkdir(parents=True, exist_ok=True)
     data = getattr(datasets, args.dataset)(args.data_dir)
     images, test = (jnp.asarray(x / np.float32(255)) for x in (data.train_images, data.test_images))
     apply, params = models.functional(models.CNN(images.shape[1:], rngs=nnx.Rngs(args.seed)))
@@ -128,7 +129,6 @@ def table(runs, per_layer):
 
 def save(args, data, threshold, runs, curves):
     """Writes mnist.json and, where matplotlib is installed, mnist.png."""
-    args.out.mkdir(parents=True, exist_ok=True)
     summary = {"data": data.source, "arguments": vars(args), "threshold": threshold}
     summary |= {"pruned only": curves, "sparsities": SPARSITIES, "networks": {}}
     for label, run in runs.items():
@@ -187,7 +187,7 @@ def arguments():
     add("--l2", type=strength, default=1e-2, help="strength of the L2 penalty")
     add("--sparsity", type=number(float, 0, 1, "fraction in [0, 1)"), default=0.9)
     add("--threshold", type=strength, help="on the gradient importance, instead of --sparsity")
-    add("--seed", type=number(int, 0, 2**31, "whole number (>= 0)"), default=0)
+    add("--seed", type=number(int, 0, 2**31, "whole number below 2**31"), default=0)
     add("--per-layer", action="store_true", help="show the layers in the table, too")
     add("--out", type=Path, default=Path("out"), help="folder for mnist.json and mnist.png")
     return parser.parse_args()

@@ -19,10 +19,10 @@ def real_number(name: str, value: Any) -> None:
     """Refuses what is not one real number; a traced one passes."""
     shape, dtype = _leaves.shape_of(value), _leaves.dtype_of(value)
     if shape != () or dtype is None or jnp.issubdtype(dtype, jnp.complexfloating):
-        got = repr(value) if shape is None else _leaves.describe(value)
+        got = _leaves.brief(value) if shape is None else _leaves.describe(value)
         raise TypeError(f"`{name}` must be one real number, got {got}.")
     if dtype == np.dtype(bool):
-        raise TypeError(f"`{name}` must be one real number, got a boolean: {value!r}.")
+        raise TypeError(f"`{name}` must be one real number, got a boolean: {_leaves.brief(value)}.")
     if not _leaves.is_traced(value) and math.isnan(float(value)):
         raise ValueError(f"`{name}` must be a number, got nan.")
 
@@ -39,7 +39,8 @@ def scalar_or_schedule(name: str, value: Any, *, positive: bool = False) -> None
     if callable(value):
         return
     if _leaves.shape_of(value) is None:
-        raise TypeError(f"`{name}` must be a number or a schedule (step -> number), got {value!r}.")
+        got = _leaves.brief(value)
+        raise TypeError(f"`{name}` must be a number or a schedule (step -> number), got {got}.")
     non_negative(name, value)
     if _leaves.is_traced(value):
         return
@@ -60,14 +61,15 @@ def choice(name: str, value: Any, options: tuple[str, ...]) -> None:
     """Refuses what is not one of a few words."""
     if value not in options:
         words = " or ".join(f'"{o}"' for o in options)
-        raise ValueError(f"`{name}` must be {words}, got {value!r}.")
+        raise ValueError(f"`{name}` must be {words}, got {_leaves.brief(value)}.")
 
 
 def function(name: str, value: Any, signature: str, example: str) -> None:
     """Refuses what cannot be called."""
     if not callable(value):
         raise TypeError(
-            f"`{name}` must be a function {signature}, got {value!r}; for example {example}."
+            f"`{name}` must be a function {signature}, got {_leaves.brief(value)}; "
+            f"for example {example}."
         )
 
 
@@ -79,9 +81,18 @@ def optimizer(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
         hint = " (call it first: optax.adam(1e-3), not optax.adam)" if callable(value) else ""
         raise TypeError(
             f"`{name}` must be an optax.GradientTransformation such as optax.adam(1e-3), "
-            f"got {value!r}{hint}."
+            f"got {_leaves.brief(value)}{hint}."
         )
     return optax.with_extra_args_support(value)
+
+
+def state_of(transform: str, state: Any, kind: type) -> None:
+    """Refuses the state of another transform."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"`{transform}` needs its own state, a {kind.__name__}, got {_leaves.brief(state)}; "
+            "pass what its init or its last update returned."
+        )
 
 
 def params_given(transform: str, params: Any) -> None:

@@ -54,6 +54,12 @@ def describe(leaf: Any) -> str:
     return f"{dtype_of(leaf)}[{','.join(map(str, shape))}]"
 
 
+def brief(value: Any) -> str:
+    """The start of a value's repr, for errors: a whole tree of params would bury the message."""
+    first, *rest = repr(value).splitlines() or [""]
+    return f"{first[:80]}..." if rest or len(first) > 80 else first
+
+
 def wide_dtype(dtype: Any) -> Any:
     """float32 for narrower floats (float8 included, which JAX does not promote), else itself."""
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4

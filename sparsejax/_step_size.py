@@ -1,49 +1,83 @@
 """Measures the step size of the optimizer behind a transform from the way the params moved."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from sparsejax import _leaves
+from sparsejax import _leaves, _tree
 from sparsejax._typing import Params
 
 GOOD_FIT = 0.99
 """Below it the movement is no multiple of the emission: the optimizer is not plain SGD."""
 
+Probe: TypeAlias = tuple[jax.Array, ...]
+
 _PROBE_ENTRIES = 512
+# An entry is looked at where it moved by so many roundings, so that each is right to 1.6 %.
+_CLEAR_MOVE = 64
 
 
 class ProxState(NamedTuple):
-    """State of `transforms.prox`. A good `fit` means that the optimizer behind is plain SGD.
+    """State of `transforms.prox`.
 
     `step`: updates done. `learning_rate`: the one that the last emission counted on, measured or
     given (0 until known). `measured`: the one of the step before, from which it was foretold.
-    `fit`: the share of the params' last movement that a multiple of the emission explains, in [0,
-    1]; below 0.99 the transform emits subgradients and makes no zeros. `params_probe`,
-    `emission_probe`: a few entries of the last params and of what was emitted; empty where the
-    learning rate is given.
+    `fit`: the share of the params' last movement that a positive multiple of the emission explains,
+    in [0, 1]. Behind plain SGD it is 1; below 0.99 the transform emits subgradients and makes no
+    zeros. (A handful of entries may move like that by chance, whatever the optimizer.)
+    `params_probe`, `emission_probe`: a few entries of every leaf of the last params and of what was
+    emitted; empty where the learning rate is given.
     """
 
     step: jax.Array
     learning_rate: jax.Array
     measured: jax.Array
     fit: jax.Array
-    params_probe: jax.Array
-    emission_probe: jax.Array
+    params_probe: Probe
+    emission_probe: Probe
 
 
-def unmeasured(entries: int) -> ProxState:
+def unmeasured(params: Params, probed: bool) -> ProxState:
     """The state before the first update; one buffer a field, so that it can be donated."""
-    shapes = ((), (), (), (entries,), (entries,))
-    return ProxState(jnp.zeros((), jnp.int32), *(jnp.zeros(s, jnp.float32) for s in shapes))
+    dtype = scalar_dtype(params)
+
+    def zeros() -> Probe:
+        return tuple(jnp.zeros_like(x) for x in probe(params, params)) if probed else ()
+
+    return ProxState(
+        step=jnp.zeros((), jnp.int32),
+        learning_rate=jnp.zeros((), dtype),
+        measured=jnp.zeros((), dtype),
+        fit=jnp.zeros((), dtype),
+        params_probe=zeros(),
+        emission_probe=zeros(),
+    )
+
+
+def scalar_dtype(params: Params) -> Any:
+    """The widest dtype of the floating leaves, at least float32."""
+    floating = [x for x in jax.tree.leaves(params) if _leaves.is_floating(x)]
+    wide = [_leaves.wide_dtype(_leaves.dtype_of(x)) for x in floating]
+    return jax.dtypes.canonicalize_dtype(jnp.result_type(jnp.float32, *wide))
+
+
+def probe(tree: Params, params: Params) -> Probe:
+    """A few entries of every floating leaf of `params`, out of `tree`; zeros where it has None."""
+    likes = jax.tree.leaves(params)
+    pairs = zip(_tree.align("updates", tree, "params", params), likes, strict=True)
+    chosen = [(x, like) for x, like in pairs if _leaves.is_floating(like)]
+    entries = max(4, _PROBE_ENTRIES // max(len(chosen), 1))
+    return tuple(
+        _spread(jnp.zeros_like(like) if x is None else _leaves.wide(x), entries)
+        for x, like in chosen
+    )
 
 
 def foretell(state: ProxState, params: Params) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The step size to come, that of the last step, and the quality of its fit.
 
-    Where nothing was emitted, or the params moved by less than their rounding lets one see, the
-    last answers stand.
+    Where nothing moved clearly, the last answers stand.
     """
     size, error, fit, seen = _measure(state, params)
     # Equal within the error of measurement: the same, so that a constant stays one to the bit.
@@ -62,55 +96,60 @@ def foretell(state: ProxState, params: Params) -> tuple[jax.Array, jax.Array, ja
 
 def _measure(state: ProxState, params: Params) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Least squares of `last params - params = size * last emission`: size, error, fit, seen."""
-    moved = state.params_probe - probe(params)
-    emitted = state.emission_probe
-    rounding = probe(jax.tree.map(_rounding, params))
-    moved_scale, emitted_scale = _largest(moved), _largest(emitted)
-    seen = (moved_scale > 0) & (emitted_scale > 0)
+    now, rounding = probe(params, params), _rounding(params)
+    moved = [a - b for a, b in zip(state.params_probe, now, strict=True)]
+    clear = [
+        jnp.abs(d) >= _CLEAR_MOVE * eps * jnp.maximum(jnp.abs(a), jnp.abs(b))
+        for d, eps, a, b in zip(moved, rounding, state.params_probe, now, strict=True)
+    ]
+    noises = [eps * jnp.abs(a) for eps, a in zip(rounding, now, strict=True)]
+    d, e, noise = (
+        [jnp.where(c & (m != 0), x, 0) for c, m, x in zip(clear, moved, column, strict=True)]
+        for column in (moved, state.emission_probe, noises)
+    )
+    d_scale, e_scale = _largest(d, state.fit), _largest(e, state.fit)
+    seen = (d_scale > 0) & (e_scale > 0)
     # Scaled to 1, so that squares neither overflow nor vanish.
-    moved_scale, emitted_scale = (jnp.where(seen, x, 1) for x in (moved_scale, emitted_scale))
-    d, e = moved / moved_scale, emitted / emitted_scale
-    de, dd, ee = jnp.vdot(d, e), jnp.vdot(d, d), jnp.where(seen, jnp.vdot(e, e), 1)
-    noise = jnp.sum(jnp.square(rounding / moved_scale)) / jnp.where(seen, dd, 1)
-    size = de / ee * (moved_scale / emitted_scale)
-    fit = jnp.square(de) / (ee * jnp.where(seen, dd, 1))
-    return size, 4 * jnp.sqrt(noise) * size, fit, seen & (noise < 1 - GOOD_FIT)
+    d_scale, e_scale = (jnp.where(seen, x, 1) for x in (d_scale, e_scale))
+    d, noise, e = ([x / s for x in xs] for xs, s in ((d, d_scale), (noise, d_scale), (e, e_scale)))
+    de, dd, ee = _dot(d, e, state.fit), _dot(d, d, state.fit), _dot(e, e, state.fit)
+    dd, ee = jnp.where(seen, dd, 1), jnp.where(seen, ee, 1)
+    size = de / ee * (d_scale / e_scale)
+    fit = jnp.where(de > 0, jnp.square(de) / (ee * dd), 0)
+    error = 4 * jnp.sqrt(_dot(noise, noise, state.fit) / dd) * jnp.abs(size)
+    return size, error, fit, seen
+
+
+def _rounding(params: Params) -> list[float]:
+    """The relative rounding of one update, leaf by leaf."""
+    leaves = [x for x in jax.tree.leaves(params) if _leaves.is_floating(x)]
+    return [float(jnp.finfo(jnp.asarray(x).dtype).eps) / 2 for x in leaves]
 
 
 def _nearest_power_of_two(x: jax.Array) -> jax.Array:
     """By rounding the mantissa away. With such a step size w/s·s is w: zeros are exact at once."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
-    return jax.lax.bitcast_convert_type((bits + (1 << 22)) & (0xFF << 23), jnp.float32)
-
-
-def probe(tree: Params) -> jax.Array:
-    """A few entries of every floating leaf, spread over its axes, as one float32 vector."""
-    leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree) if _leaves.is_floating(x)]
-    if not leaves:
-        return jnp.zeros(0)
-    each = max(4, _PROBE_ENTRIES // len(leaves))
-    return jnp.concatenate([_spread(x, each).astype(jnp.float32) for x in leaves])
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+    rounded = (bits + (1 << 22)) & (0xFF << 23)
+    return jax.lax.bitcast_convert_type(rounded, jnp.float32).astype(x.dtype)
 
 
 def _spread(x: jax.Array, entries: int) -> jax.Array:
     """About `entries` entries, by strides along every axis: no reshape of a sharded array."""
     if x.ndim == 0 or x.size == 0:
-        return x.reshape(-1)
+        return x
     strides, left = [], entries
     for axis, dim in enumerate(x.shape):
         wanted = max(1, min(dim, round(left ** (1 / (x.ndim - axis)))))
         strides.append(-(-dim // wanted))
         left = max(1, left // wanted)
-    return jax.lax.slice(x, (0,) * x.ndim, x.shape, strides).reshape(-1)
+    return jax.lax.slice(x, (0,) * x.ndim, x.shape, strides)
 
 
-def _largest(x: jax.Array) -> jax.Array:
-    return jnp.max(jnp.abs(x), initial=0)
+def _largest(xs: list[jax.Array], zero: jax.Array) -> jax.Array:
+    peaks = [jnp.max(jnp.abs(x), initial=0).astype(zero.dtype) for x in xs]
+    return jnp.max(jnp.stack([jnp.zeros_like(zero), *peaks]))
 
 
-def _rounding(leaf: Any) -> Any:
-    """How far the rounding of one update may move each entry."""
-    if not _leaves.is_floating(leaf):
-        return leaf
-    x = jnp.asarray(leaf)
-    return _leaves.wide(x) * (jnp.finfo(x.dtype).eps / 2)
+def _dot(xs: list[jax.Array], ys: list[jax.Array], zero: jax.Array) -> jax.Array:
+    products = [jnp.sum(x * y).astype(zero.dtype) for x, y in zip(xs, ys, strict=True)]
+    return sum(products, jnp.zeros_like(zero))

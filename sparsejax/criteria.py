@@ -318,7 +318,9 @@ def _check_key(key: Any) -> None:
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
     raw = dtype == np.dtype(np.uint32) and key.shape == jax.random.key_data(jax.random.key(0)).shape
     if not (typed or raw):
-        raise TypeError(f"`key` must be a PRNG key such as jax.random.key(0), got {key!r}.")
+        raise TypeError(
+            f"`key` must be a PRNG key such as jax.random.key(0), got {_leaves.brief(key)}."
+        )
 
 
 def _check_inputs(inputs: Any) -> int:
@@ -363,6 +365,6 @@ def _check_outputs(apply_fn: Callable[..., Any], params: Params, inputs: Any, ex
 
 def _check_chunk_size(chunk_size: Any) -> None:
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer):
-        raise TypeError(f"`chunk_size` must be an integer, got {chunk_size!r}.")
+        raise TypeError(f"`chunk_size` must be an integer, got {_leaves.brief(chunk_size)}.")
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")

@@ -85,7 +85,9 @@ def by_path(*patterns: str) -> Filter:
         raise ValueError('`patterns` must name at least one pattern, for example "conv*.kernel".')
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f'`patterns` must be strings such as "conv*.kernel", got {pattern!r}.')
+            raise TypeError(
+                f'`patterns` must be strings such as "conv*.kernel", got {_leaves.brief(pattern)}.'
+            )
 
     def matches(path: str, leaf: Any) -> bool:
         del leaf
@@ -186,6 +188,8 @@ def selected(prunable: Filter, tree: Params) -> list[bool]:
       [False, True]
     """
     _checks.function("prunable", prunable, "(path, leaf) -> bool", "sparsejax.filters.weights")
+    if tree is None:
+        raise ValueError("`params` must be a pytree of arrays, got None.")
     flat = _tree.flatten(tree)
     answers = [
         answer(prunable, path, leaf) for path, leaf in zip(flat.paths, flat.leaves, strict=True)
@@ -207,7 +211,9 @@ def answer(prunable: Filter, path: str, leaf: Any) -> bool:
     """Which way a filter decides on one leaf; refuses what is no answer, as in `selected`."""
     decision = prunable(path, leaf)
     if not isinstance(decision, bool):
-        raise TypeError(f"`prunable` must answer True or False, got {decision!r} at {path!r}.")
+        raise TypeError(
+            f"`prunable` must answer True or False, got {_leaves.brief(decision)} at {path!r}."
+        )
     if decision and not _leaves.is_inexact(leaf):
         raise TypeError(
             f"`prunable` must select floating arrays only, got {_leaves.describe(leaf)} at "

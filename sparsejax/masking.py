@@ -5,6 +5,7 @@ its parameter, True = kept, and a 0-d True where the leaf is not prunable.
 """
 
 import functools
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -85,7 +86,7 @@ def topk(
     Args:
       scores: a pytree of floating scores, of any sign.
       sparsity: the fraction to prune, in [0, 1); may be traced, and then counts as its float32
-        value.
+        value, where 1 and more prune all, less than 0 and NaN nothing.
       scope: `"global"`: all prunable entries compete; `"per_leaf"`: every leaf has this sparsity.
       prunable: which leaves are pruned; the others get a 0-d True.
 
@@ -94,8 +95,8 @@ def topk(
 
     Raises:
       TypeError: if `sparsity` is not one real number, or a prunable leaf is complex.
-      ValueError: if it is not in [0, 1), `scope` is another word, or a score is NaN (under `jit`,
-        NaN ranks lowest).
+      ValueError: if it is not in [0, 1), `scope` is another word, a score is NaN (under `jit`, NaN
+        ranks lowest), or 2³¹ entries or more compete.
 
     Example:
       >>> import jax.numpy as jnp
@@ -281,6 +282,12 @@ def prune_masks(
         "Scores are absolute values here; for signed scores use masking.threshold.",
     )
     _checks.function("criterion", criterion, "(params, grads) -> scores", "criteria.magnitude")
+    maker: Any = criteria.random
+    if criterion is maker:
+        raise TypeError(
+            "`criterion` must be a function (params, grads) -> scores, got criteria.random, which "
+            "makes one: call it first, criteria.random(jax.random.key(0))."
+        )
     flat = _tree.flatten(params)
     chosen = filters.selected(prunable, params)
     _check_gradients(flat, _tree.align("grads", grads, "params", params))
@@ -424,17 +431,20 @@ def _intersect(path: str, leaves: list[Any]) -> jax.Array:
 
 def _count_zeros(leaf: Any, mask: Any) -> Count:
     size = int(np.size(leaf))
-    kept = _is_nonzero(leaf) if mask is None else jnp.broadcast_to(mask, np.shape(leaf))
-    nonzeros = jnp.sum(kept, dtype=jnp.int32)
-    return Count(size - (nonzeros if _leaves.is_traced(nonzeros) else int(nonzeros)), size)
+    if mask is not None:
+        share = size // max(math.prod(_leaves.shape_of(mask) or ()), 1)
+        return Count(size - _count_nonzero(mask) * share, size)
+    return Count(size - _count_nonzero(leaf), size)
 
 
-def _is_nonzero(leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray):
-        return leaf != 0
-    # By bit pattern: floating comparisons on CPU take denormals for zeros.
+def _count_nonzero(leaf: Any) -> Any:
+    """Denormals count: XLA's comparisons on CPU take them for zeros, integers and NumPy do not."""
+    if not _leaves.is_traced(leaf) and getattr(leaf, "is_fully_addressable", True):
+        return int(np.count_nonzero(np.asarray(leaf)))
     array = jnp.asarray(leaf)
-    return selection.order_key(array) != 0 if _leaves.is_floating(array) else array != 0
+    nonzero = selection.order_key(array) != 0 if _leaves.is_floating(array) else array != 0
+    count = jnp.sum(nonzero, dtype=jnp.int32)
+    return count if _leaves.is_traced(count) else int(count)
 
 
 def _sum(counts: list[Count]) -> Count:

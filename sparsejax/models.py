@@ -218,6 +218,11 @@ def functional(model: nnx.Module) -> tuple[Apply, Any]:
       >>> bool(jnp.allclose(grads["dense2"]["bias"][...], 2.0))
       True
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            "`model` must be an NNX module such as CNN(rngs=nnx.Rngs(0)), got "
+            f"{model if isinstance(model, type) else type(model).__name__}."
+        )
     graph, *states = nnx.split(model, nnx.Param, ...)
     own, rest = states
     _refuse_other_state(rest)
@@ -316,7 +321,7 @@ def _flat_width(input_shape: tuple[int, ...], *, kernel: int, channels: int) -> 
 
 
 def _checked_shape(input_shape: Sequence[int], num_classes: int) -> tuple[int, ...]:
-    shape = tuple(input_shape)
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
     if len(shape) != 3 or not all(_is_positive(size) for size in shape):
         raise ValueError(
             "`input_shape` must be (height, width, channels), three positive integers without the "

@@ -66,7 +66,7 @@ class ElasticNet:
     def value(self, params: Params) -> jax.Array:
         """λ₁ Σ|w| + (λ₂/2) Σw², a 0-d array (float32, or float64 where a leaf is)."""
         l1, l2 = self._strengths()
-        chosen = filters.selected(self.prunable, params)
+        chosen = self._penalized(params)
         leaves = [
             _leaves.wide(w) for w, yes in zip(jax.tree.leaves(params), chosen, strict=True) if yes
         ]
@@ -80,6 +80,7 @@ class ElasticNet:
 
     def prox(self, params: Params, step_size: Any) -> Params:
         """Gives soft(w, sλ₁) / (1 + sλ₂), soft(w, t) = sign(w) max(|w| - t, 0), s = `step_size`."""
+        _checks.non_negative("step_size", step_size)
         l1, l2 = self._strengths()
 
         def shrink(w: jax.Array) -> jax.Array:
@@ -112,6 +113,16 @@ class ElasticNet:
         # A narrower update could not cancel its parameter exactly.
         return self._map(stop, params, widen=True, updates=updates, subgradient=subgradient)
 
+    def _penalized(self, params: Params) -> list[bool]:
+        chosen, flat = filters.selected(self.prunable, params), _tree.flatten(params)
+        for path, leaf, yes in zip(flat.paths, flat.leaves, chosen, strict=True):
+            if yes and not _leaves.is_floating(leaf):
+                raise TypeError(
+                    f"`prunable` must select real leaves for a penalty, got "
+                    f"{_leaves.describe(leaf)} at {path!r}; leave it out."
+                )
+        return chosen
+
     def _strengths(self) -> tuple[jax.Array, jax.Array]:
         for name in ("l1_strength", "l2_strength"):
             if callable(getattr(self, name)):
@@ -128,7 +139,7 @@ class ElasticNet:
 
         Answers have the dtype of the first tree's leaf, with `widen` at least the parameter's.
         """
-        chosen = filters.selected(self.prunable, params)
+        chosen = self._penalized(params)
         return _tree.map_chosen(partial(_in_wide, f, widen), chosen, params, **trees)
 
 

@@ -31,11 +31,15 @@ def removed_count(sparsity: Any, n: int) -> Any:
 
     Args:
       sparsity: a fraction in [0, 1). A number that can be looked at counts as its own value, a
-        traced one as its float32 value.
+        traced one as its float32 value; traced, 1 and more remove all, less than 0 and NaN nothing.
       n: the number of entries, less than 2³¹.
 
     Returns:
       An `int`; for a traced sparsity a 0-d int32 array with the same value.
+
+    Raises:
+      TypeError: if `sparsity` is not one real number.
+      ValueError: if it is seen not to be in [0, 1), or, traced, if `n` is 2³¹ or more.
 
     Example:
       >>> from sparsejax import selection
@@ -45,7 +49,11 @@ def removed_count(sparsity: Any, n: int) -> Any:
     _checks.fraction("sparsity", sparsity)
     if not _leaves.is_traced(sparsity):
         return round(float(sparsity) * n)
-    return _rounded_product(jnp.asarray(sparsity, jnp.float32), n)
+    _check_count(n)
+    x = jnp.asarray(sparsity, jnp.float32)
+    inside = (x > 0) & (x < 1)
+    count = _rounded_product(jnp.where(inside, x, 0), n)
+    return jnp.where(x >= 1, jnp.int32(n), count)
 
 
 def keep_largest(scores: Sequence[jax.Array], keep: Any) -> list[jax.Array]:
@@ -55,11 +63,15 @@ def keep_largest(scores: Sequence[jax.Array], keep: Any) -> list[jax.Array]:
     -inf.
 
     Args:
-      scores: floating arrays of any shapes; fewer than 2³¹ entries in total.
+      scores: floating arrays of any shapes.
       keep: how many entries to keep, an int or a 0-d integer array, from 0 to their number.
 
     Returns:
       A boolean array for each array, of the same shape.
+
+    Raises:
+      TypeError: if a score is not floating, or `keep` not one integer.
+      ValueError: if `keep` is out of range, or there are 2³¹ entries or more.
 
     Example:
       >>> import jax.numpy as jnp
@@ -67,7 +79,9 @@ def keep_largest(scores: Sequence[jax.Array], keep: Any) -> list[jax.Array]:
       >>> selection.keep_largest([jnp.array([1.0, 3.0]), jnp.array([[3.0, 2.0]])], 2)
       [Array([False,  True], dtype=bool), Array([[ True, False]], dtype=bool)]
     """
-    _check_keep(keep, sum(np.size(s) for s in scores))
+    n = sum(math.prod(np.shape(s)) for s in scores)
+    _check_count(n)
+    _check_keep(keep, n)
     for s in scores:
         if not _leaves.is_floating(s):
             raise TypeError(
@@ -97,6 +111,8 @@ def order_key(scores: jax.Array, dtype: Any = None) -> jax.Array:
       >>> bool(key[1] == key[2]), bool(key[0] < key[1] < key[3] < key[4]), bool(key[5] < key[0])
       (True, True, True)
     """
+    if not _leaves.is_floating(scores):
+        raise TypeError(f"`scores` must be real floating, got {_leaves.describe(scores)}.")
     wide = _widen(scores, jnp.dtype(dtype or _leaves.wide_dtype(scores.dtype)))
     integer = _integer_like(wide.dtype)
     bits = lax.bitcast_convert_type(wide, integer)
@@ -106,6 +122,7 @@ def order_key(scores: jax.Array, dtype: Any = None) -> jax.Array:
     return jnp.where(magnitude > infinity, integer.type(jnp.iinfo(integer).min), key)
 
 
+# Compiled here, because an eager loop would be compiled anew in every call.
 @jax.jit
 def _keep_largest(scores: tuple[jax.Array, ...], keep: jax.Array) -> list[jax.Array]:
     if not scores:
@@ -133,9 +150,17 @@ def _keep_largest(scores: tuple[jax.Array, ...], keep: jax.Array) -> list[jax.Ar
     ]
 
 
+def _check_count(n: int) -> None:
+    if n >= 2**31:
+        raise ValueError(
+            f"`scores` must have fewer than 2**31 prunable entries in all, got {n}. "
+            'Select leaf by leaf (scope="per_leaf"), or leave some out of `prunable`.'
+        )
+
+
 def _check_keep(keep: Any, n: int) -> None:
     if _leaves.shape_of(keep) != () or not jnp.issubdtype(_leaves.dtype_of(keep), jnp.integer):
-        raise TypeError(f"`keep` must be one integer, got {keep!r}.")
+        raise TypeError(f"`keep` must be one integer, got {_leaves.brief(keep)}.")
     if not _leaves.is_traced(keep) and not 0 <= int(keep) <= n:
         raise ValueError(f"`keep` must be from 0 to {n}, the number of scores, got {keep}.")
 

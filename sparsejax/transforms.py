@@ -2,13 +2,11 @@
 
 Two places in an optimizer, and they are not interchangeable:
 
-* *before* plain SGD, in a chain: `optax.chain(l1_prox(lam), optax.sgd(lr))`; sees gradients, emits
-what makes SGD land on
-  the proximal point;
+* *before* plain SGD, in a chain: `optax.chain(l1_prox(lam), optax.sgd(2**-3))`; sees gradients,
+  emits what makes SGD land on the proximal point;
 * *outermost*, around a whole optimizer: `penalized(optax.adam(1e-3), penalties.l1(lam))`,
-`proximal(...)`,
-  `keep_masks(...)`; sees the final step, so that zeros are exact after `optax.apply_updates`,
-  whatever is inside.
+  `proximal(...)`, `keep_masks(...)`; sees the final step, so that zeros are exact after
+  `optax.apply_updates`, whatever is inside.
 
 Every `update` needs the current params.
 """
@@ -42,7 +40,7 @@ class KeepMasksState(NamedTuple):
 def prox(
     penalty: Penalty, learning_rate: ScalarOrSchedule | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes the SGD behind it land on the proximal point: `optax.chain(prox(penalty), sgd(lr))`.
+    """Makes SGD behind it land on the proximal point: `optax.chain(prox(penalty), sgd(2**-3))`.
 
     With gradient g and step size s it emits `(w - prox_s(w - s·g)) / s`, which SGD turns into w ←
     prox_s(w - s·g): the proximal gradient method (ISTA). Cost: one pass over params and gradients.
@@ -55,10 +53,14 @@ def prox(
     optimizers use `penalized`. Half-precision params move too coarsely to be measured: give
     `learning_rate` or use `penalized`.
 
-    When are zeros exact? Where s is a power of two, at once: then (w/s)·s is w. For any other s the
-    step ends within rounding of zero (6e-8 of w), and after some five steps in which no gradient
-    pulls the entry out again the remainder has vanished, too; so minibatch noise leaves fewer zeros
-    than it should. Take a learning rate such as 2**-3 or 2**-7, or `proximal`, exact at any rate.
+    When are zeros exact? Where s is a power of two, at once: then (w/s)·s is w. With any other s,
+    under `jit`, the step ends within rounding of zero (6e-8 of w): XLA contracts SGD's product and
+    the addition of the update into one rounding, and no emission can cancel that. Each further step
+    shrinks the remainder as much, to exactly zero in about five (float64: twenty), if no gradient
+    pulls the entry out meanwhile. So full gradients end at exact zeros with any s; with minibatch
+    noise take a learning rate such as 2**-3 or 2**-7, or `proximal` or `penalized`, exact with any.
+
+    One learning rate for all leaves is assumed: with two, through `optax.partition`, `fit` is poor.
 
     Args:
       penalty: such as `penalties.l1(strength)`.
@@ -91,7 +93,7 @@ def prox(
         _checks.scalar_or_schedule("learning_rate", learning_rate, positive=True)
 
     def init_fn(params: Params) -> ProxState:
-        return unmeasured(probe(params).size if learning_rate is None else 0)
+        return unmeasured(params, probed=learning_rate is None)
 
     def update_fn(
         updates: Params, state: ProxState, params: Params | None = None, **extra: Any
@@ -102,8 +104,8 @@ def prox(
         if learning_rate is None:
             size, measured, fit = foretell(state, params)
         else:
-            size = measured = jnp.asarray(_rate_at(learning_rate, state.step), jnp.float32)
-            fit = jnp.float32(1)
+            size = measured = jnp.asarray(_rate_at(learning_rate, state.step), state.fit.dtype)
+            fit = jnp.ones_like(state.fit)
         known = (fit >= GOOD_FIT) & (size > 0)
         landing = _landing_emission(now, updates, params, jnp.where(known, size, 1))
         emission = _map_floating(
@@ -114,7 +116,7 @@ def prox(
         )
         probes = (state.params_probe, state.emission_probe)
         if learning_rate is None:
-            probes = (probe(params), probe(emission))
+            probes = (probe(params, params), probe(emission, params))
         step = optax.safe_increment(state.step)
         return emission, ProxState(step, size, measured, fit, *probes)
 
@@ -395,8 +397,8 @@ def keep_masks(
     Raises:
       TypeError: if `optimizer` is none, or a mask is not boolean.
       ValueError: in `init`, if masks do not fit the params (with the leaf's path), or a pruned
-        entry is NaN or infinite, which no update can bring to zero; in `update`, if `params` is
-        missing.
+        entry is NaN or infinite, which no update can bring to zero (and which `init` under `jit`
+        cannot see: it stays); in `update`, if `params` is missing.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -423,6 +425,7 @@ def keep_masks(
         updates: Params, state: KeepMasksState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, KeepMasksState]:
         _checks.params_given("keep_masks", params)
+        _checks.state_of("keep_masks", state, KeepMasksState)
         _check_updates(updates, params)
 
         def mask(tree: Params) -> Params:
@@ -480,8 +483,14 @@ def _zero_where_pruned(steps: Params, params: Params, masks: Masks) -> Params:
 
 
 def _map_floating(f: Callable[..., jax.Array], params: Params, **trees: Params) -> Params:
-    """`f` over the floating leaves; others give their leaf of the first tree."""
-    chosen = [_leaves.is_floating(leaf) for leaf in jax.tree.leaves(params)]
+    """`f` over the floating leaves; others, and what has no gradient, give their first tree's."""
+    name, first = next(iter(trees.items()))
+    chosen = [
+        _leaves.is_floating(x) and w is not None
+        for x, w in zip(
+            jax.tree.leaves(params), _tree.align(name, first, "params", params), strict=True
+        )
+    ]
 
     def on_arrays(*leaves: Any) -> jax.Array:
         return f(*(jnp.asarray(x) for x in leaves))
@@ -513,7 +522,9 @@ def _check_prunable(params: Params, masks: list[Any]) -> None:
 
 def _check_penalty(penalty: Any) -> None:
     if isinstance(penalty, type) or not isinstance(penalty, Penalty):
-        raise TypeError(f"`penalty` must be a penalty such as penalties.l1(1e-4), got {penalty!r}.")
+        raise TypeError(
+            f"`penalty` must be a penalty such as penalties.l1(1e-4), got {_leaves.brief(penalty)}."
+        )
 
 
 def _rate_at(learning_rate: ScalarOrSchedule, step: jax.Array) -> Any:

@@ -627,6 +627,48 @@ TRANSFORMS = {
         ValueError,
         r"`params` must be finite where the masks prune, got .* at 'net\.w', .*apply_masks",
     ),
+    "keep_masks with the inner state": (
+        lambda: sj.keep_masks(SGD, MASKS).update(PARAMS, SGD.init(PARAMS), PARAMS),
+        TypeError,
+        r"`keep_masks` needs its own state, a KeepMasksState, got \(EmptyState.*; pass what",
+    ),
+    "prune_tree with a criterion that was not made": (
+        lambda: sj.prune_tree(PARAMS, PARAMS, 0.1, criterion=criteria.random),
+        TypeError,
+        r"`criterion` must be a function .*, got criteria\.random, .* call it first",
+    ),
+    "prune_tree of nothing": (
+        lambda: sj.prune_tree(None, None, 0.1),
+        ValueError,
+        r"`params` must be a pytree of arrays, got None",
+    ),
+    "penalty of complex weights": (
+        lambda: penalties.l1(1.0, prunable=filters.by_path("*")).value({"w": W * 1j}),
+        TypeError,
+        r"`prunable` must select real leaves for a penalty, got complex64\[2,2\] at 'w'; leave",
+    ),
+    "prox with a negative step": (
+        lambda: penalties.l1(1.0).prox(PARAMS, -1.0),
+        ValueError,
+        r"`step_size` must be >= 0, got -1\.0",
+    ),
+    "topk of too many entries": (
+        lambda: jax.eval_shape(
+            lambda s: masking.topk(s, 0.5), jax.ShapeDtypeStruct((50_000, 50_000), np.float32)
+        ),
+        ValueError,
+        r"`scores` must have fewer than 2\*\*31 prunable entries in all, got 2500000000\. Select",
+    ),
+    "functional of a class": (
+        lambda: models.functional(models.CNN),
+        TypeError,
+        r"`model` must be an NNX module such as CNN\(rngs=nnx\.Rngs\(0\)\), got <class",
+    ),
+    "CNN of one number": (
+        lambda: models.CNN(28, rngs=nnx.Rngs(0)),
+        ValueError,
+        r"`input_shape` must be \(height, width, channels\), .*, got \(28,\); gray",
+    ),
     "keep_masks that prune integers": (
         lambda: sj.keep_masks(SGD, {"step": np.zeros((), bool)}).init({"step": np.arange(3)}),
         TypeError,
@@ -735,3 +777,10 @@ def test_bad_call_is_refused_inside_a_jitted_function_too(call, error, pattern):
 
 def test_bad_calls_are_at_least_forty():
     assert len(ROWS) >= 40
+
+
+def test_message_does_not_print_whole_trees():
+    many = {str(i): np.ones((30, 30), np.float32) for i in range(30)}
+    with pytest.raises(TypeError) as info:
+        sj.keep_masks(many, SGD)
+    assert len(str(info.value)) < 300

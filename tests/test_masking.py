@@ -635,3 +635,12 @@ def test_apply_masks_takes_none_for_what_holds_no_numbers():
     applied = masking.apply_masks(params, masks)
     np.testing.assert_array_equal(applied["w"], [[1, 0], [1, 0]])
     assert applied["activation"] is jax.nn.relu
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "kept"), [(-0.5, 12), (np.nan, 12), (0.75, 3), (1.0, 0), (1.5, 0)]
+)
+def test_topk_with_a_traced_sparsity_out_of_range(sparsity, kept):
+    scores = {"w": jnp.arange(12.0).reshape(3, 4)}
+    masks = jax.jit(lambda s: masking.topk(scores, s))(sparsity)
+    assert int(masks["w"].sum()) == kept

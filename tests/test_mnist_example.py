@@ -68,7 +68,7 @@ def test_example_takes_a_threshold_and_does_without_matplotlib(
         ("--l1 -1", r"--l1: invalid strength \(a number >= 0\) value: '-1'"),
         ("--threshold nan", r"--threshold: invalid strength \(a number >= 0\) value: 'nan'"),
         ("--recipe other", r"--recipe: invalid choice: 'other'"),
-        ("--seed x", r"--seed: invalid whole number \(>= 0\) value: 'x'"),
+        ("--seed x", r"--seed: invalid whole number below 2\*\*31 value: 'x'"),
     ],
 )
 def test_example_refuses_wrong_flags_in_one_line(example, monkeypatch, flags, message):
