@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
-from sparsejax import _checks
+from sparsejax import _checks, _leaves
 
 KeyPath: TypeAlias = tuple[str, ...]
 
@@ -72,6 +72,21 @@ def map_chosen(f: Callable[..., Any], chosen: Sequence[bool], params: Any, **tre
                 _checks.same_shape(name, path, leaf, "params", like)
     rows = zip(*columns, flat.leaves, strict=True)
     return flat.rebuild([f(*row) if yes else row[0] for yes, row in zip(chosen, rows, strict=True)])
+
+
+def check_shapes(name: str, tree: Any, params: Any) -> None:
+    """Refuses a tree that does not align with `params`, or whose arrays have other shapes.
+
+    What is no floating array (`None`, float0) passes: it moves nothing.
+
+    Raises:
+      ValueError: for the first such leaf, with its path.
+    """
+    flat = flatten(params)
+    rows = zip(flat.paths, align(name, tree, "params", params), flat.leaves, strict=True)
+    for path, leaf, like in rows:
+        if _leaves.is_inexact(leaf):
+            _checks.same_shape(name, path, leaf, "params", like)
 
 
 def display(key: KeyPath) -> str:

@@ -290,7 +290,7 @@ def prune_masks(
         )
     flat = _tree.flatten(params)
     chosen = filters.selected(prunable, params)
-    _check_gradients(flat, _tree.align("grads", grads, "params", params))
+    _tree.check_shapes("grads", grads, params)
     scores = _tree.align("scores", criterion(params, grads), "params", params)
     for path, score, leaf, yes in zip(flat.paths, scores, flat.leaves, chosen, strict=True):
         if yes:
@@ -369,12 +369,6 @@ def _prunable_scores(scores: _tree.Flat, chosen: list[bool]) -> list[jax.Array]:
             _checks.no_nan("scores", path, leaf)
             arrays.append(jnp.asarray(leaf))
     return arrays
-
-
-def _check_gradients(params: _tree.Flat, grads: list[Any]) -> None:
-    for path, leaf, grad in zip(params.paths, params.leaves, grads, strict=True):
-        if _leaves.is_inexact(grad):
-            _checks.same_shape("grads", path, grad, "params", leaf)
 
 
 def _check_score(path: str, score: Any, leaf: Any) -> None:

@@ -129,10 +129,11 @@ def l1_prox(
     *,
     prunable: Filter = filters.weights,
 ) -> optax.GradientTransformationExtraArgs:
-    """L1 with exact zeros: `optax.chain(l1_prox(lam), optax.sgd(lr))`, and nothing more to say.
+    """L1 with exact zeros before plain SGD: `optax.chain(l1_prox(lam), optax.sgd(2**-3))`.
 
-    `prox(penalties.l1(strength, prunable=prunable), learning_rate)`; see `prox` for how it works
-    and for what it does before an optimizer that is not plain SGD.
+    `prox(penalties.l1(strength, prunable=prunable), learning_rate)`; see `prox` for how it works,
+    for what it does before an optimizer that is not plain SGD, and for why, with minibatches, the
+    learning rate should be a power of two (others leave many entries within rounding of zero).
 
     Args:
       strength: λ ≥ 0 of λΣ|θ|, a number or a schedule.
@@ -355,7 +356,7 @@ def proximal(
         updates: Params, state: PenaltyState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, PenaltyState]:
         _checks.params_given("proximal", params)
-        _check_updates(updates, params)
+        _tree.check_shapes("updates", updates, params)
         steps, inner_state = inner.update(updates, state.inner, params, **extra)
         size = _rate_at(learning_rate, state.step)
         moved = _map_floating(lambda u, w: _leaves.wide(w) + _leaves.wide(u), params, updates=steps)
@@ -426,7 +427,7 @@ def keep_masks(
     ) -> tuple[Params, KeepMasksState]:
         _checks.params_given("keep_masks", params)
         _checks.state_of("keep_masks", state, KeepMasksState)
-        _check_updates(updates, params)
+        _tree.check_shapes("updates", updates, params)
 
         def mask(tree: Params) -> Params:
             return masking.apply_masks(tree, state.masks)
@@ -534,14 +535,6 @@ def _rate_at(learning_rate: ScalarOrSchedule, step: jax.Array) -> Any:
     rate = learning_rate(step)
     _checks.scalar_or_schedule("learning_rate", rate)
     return rate
-
-
-def _check_updates(updates: Params, params: Params) -> None:
-    flat = _tree.flatten(params)
-    aligned = _tree.align("updates", updates, "params", params)
-    for path, u, w in zip(flat.paths, aligned, flat.leaves, strict=True):
-        if _leaves.is_inexact(u):
-            _checks.same_shape("updates", path, u, "params", w)
 
 
 def _replace(extra: dict[str, Any], **changes: Callable[[Any], Any]) -> dict[str, Any]:
