@@ -5,7 +5,17 @@ The modules hold everything; the few verbs that people type first are re-exporte
 needs no framework.
 """
 
-from sparsejax import criteria, filters, masking, penalties, selection, transforms
+from sparsejax import (
+    allocation,
+    criteria,
+    filters,
+    granularities,
+    mask_sets,
+    masking,
+    penalties,
+    selection,
+    transforms,
+)
 from sparsejax.masking import apply_masks, prune_masks, prune_tree
 from sparsejax.transforms import (
     elastic_net_prox,
@@ -19,13 +29,16 @@ from sparsejax.transforms import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "allocation",
     "apply_masks",
     "criteria",
     "elastic_net_prox",
     "filters",
+    "granularities",
     "keep_masks",
     "l1_prox",
     "l2_prox",
+    "mask_sets",
     "masking",
     "penalized",
     "penalties",

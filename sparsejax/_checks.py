@@ -57,6 +57,28 @@ def fraction(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be in [0, 1) (a fraction, not a percentage), got {value}.")
 
 
+def integer(name: str, value: Any) -> None:
+    """Refuses what is not one integer (a boolean is none); a traced one passes."""
+    dtype = _leaves.dtype_of(value)
+    if _leaves.shape_of(value) != () or not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"`{name}` must be one integer, got {_leaves.brief(value)}.")
+
+
+def axes(name: str, value: Any, rank: int) -> tuple[int, ...]:
+    """One axis or several as numbers from 0; refuses what is out of range or named twice."""
+    given = (value,) if isinstance(value, int | np.integer) else value
+    if not isinstance(given, tuple | list) or any(
+        isinstance(a, bool) or not isinstance(a, int | np.integer) for a in given
+    ):
+        raise TypeError(f"`{name}` must be an integer or several, got {_leaves.brief(value)}.")
+    found = tuple(sorted(int(a) % max(rank, 1) for a in given))
+    if any(not -rank <= a < rank for a in given) or len(set(found)) < len(found):
+        raise ValueError(
+            f"`{name}` must name axes from {-rank} to {rank - 1}, each once, got {value}."
+        )
+    return found
+
+
 def choice(name: str, value: Any, options: tuple[str, ...]) -> None:
     """Refuses what is not one of a few words."""
     if value not in options:
@@ -140,13 +162,19 @@ def same_shape(name: str, path: str, leaf: Any, like_name: str, like: Any) -> No
         )
 
 
+# Compiled, so that it reads the leaf once and writes nothing.
+@jax.jit
+def _count_nan(leaf: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.isnan(leaf), dtype=jnp.int32)
+
+
 def no_nan(name: str, path: str, leaf: Any) -> None:
     """Refuses NaN where it can be seen; a traced leaf passes."""
     if _leaves.is_traced(leaf):
         return
     # Also where another function is traced, and this leaf is a constant of it.
     with jax.ensure_compile_time_eval():
-        count = int(jnp.sum(jnp.isnan(leaf)))
+        count = int(_count_nan(leaf))
     if count:
         raise ValueError(
             f"`{name}` must not be NaN: {count} of {np.size(leaf)} entries are, at {path!r}. "

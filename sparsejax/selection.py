@@ -2,28 +2,38 @@
 
 Every score is read as an integer that orders as the real number does (its bit pattern, with
 negative numbers mirrored), so that equal scores give equal answers eager, jitted and sharded. The
-k-th largest integer is found digit by digit in base 4: one pass over the scores counts how many
-entries reach each of the three digits above 0; sixteen passes settle 32 bits. A second search, over
-positions, breaks ties where not all of them fit.
+k-th largest integer is searched for: every pass reads the scores once and counts how many reach
+each of six candidates, which a sample proposes first and interpolation then, so that the bracket
+shrinks to about the square root of what it held. Some five passes settle 10⁸ normal numbers. Where
+not all ties fit, the same search goes on over positions.
 
-Only counts leave an array, so sharded arrays stay where they are.
+Only counts and a small sample leave an array, so sharded arrays stay where they are.
 """
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from sparsejax import _checks, _leaves
+from sparsejax import _checks, _counting, _counts, _leaves, _search
+from sparsejax._counting import Groups
+from sparsejax._counts import Wide
+from sparsejax._keys import from_order_key, order_key
 
-_DIGIT_BITS = 2
-_DIGITS = 2**_DIGIT_BITS - 1
+__all__ = [
+    "keep_largest",
+    "keep_largest_along",
+    "keep_largest_each",
+    "kept_count",
+    "kth_largest",
+    "order_key",
+    "removed_count",
+    "rest_count",
+]
 
 
 def removed_count(sparsity: Any, n: int) -> Any:
@@ -32,14 +42,15 @@ def removed_count(sparsity: Any, n: int) -> Any:
     Args:
       sparsity: a fraction in [0, 1). A number that can be looked at counts as its own value, a
         traced one as its float32 value; traced, 1 and more remove all, less than 0 and NaN nothing.
-      n: the number of entries, less than 2³¹.
+      n: the number of entries, less than 2⁴⁸.
 
     Returns:
-      An `int`; for a traced sparsity a 0-d int32 array with the same value.
+      An `int`. For a traced sparsity a 0-d int32 array with the same value; where `n` is 2³¹ or
+      more, two of them (high, low), for high * 2²⁴ + low, which `keep_largest` understands.
 
     Raises:
       TypeError: if `sparsity` is not one real number.
-      ValueError: if it is seen not to be in [0, 1), or, traced, if `n` is 2³¹ or more.
+      ValueError: if it is seen not to be in [0, 1), or if `n` is 2⁴⁸ or more.
 
     Example:
       >>> from sparsejax import selection
@@ -47,31 +58,84 @@ def removed_count(sparsity: Any, n: int) -> Any:
       (2, 239580)
     """
     _checks.fraction("sparsity", sparsity)
+    _check_total(n)
     if not _leaves.is_traced(sparsity):
         return round(float(sparsity) * n)
-    _check_count(n)
     x = jnp.asarray(sparsity, jnp.float32)
     inside = (x > 0) & (x < 1)
-    count = _rounded_product(jnp.where(inside, x, 0), n)
-    return jnp.where(x >= 1, jnp.int32(n), count)
+    count = _counts.rounded_product(jnp.where(inside, x, 0), n)
+    every = _counts.wide(n)
+    count = _counts.map_halves(partial(jnp.where, x >= 1), every, count)
+    return count if n >= 2**31 else (count.high << 24) + count.low
+
+
+def kept_count(sparsity: Any, n: int) -> Any:
+    """How many of `n` entries a sparsity keeps: `n - removed_count(sparsity, n)`.
+
+    Args, Returns and Raises are those of `removed_count`.
+
+    Example:
+      >>> from sparsejax import selection
+      >>> selection.kept_count(0.9, 266_200)
+      26620
+    """
+    removed = removed_count(sparsity, n)
+    if isinstance(removed, Wide):
+        return _counts.subtract(_counts.wide(n), removed)
+    return n - removed
+
+
+def rest_count(count: Any, n: int, where: str = "") -> Any:
+    """How many of `n` entries are left when `count` of them are removed.
+
+    Args:
+      count: an int or a 0-d integer array; a traced one outside of 0 to `n` removes none or all.
+      n: the number of entries, less than 2⁴⁸.
+      where: what an error says after the value.
+
+    Returns:
+      An `int`; for a traced count what `removed_count` returns for a traced sparsity.
+
+    Raises:
+      TypeError: if `count` is not one integer.
+      ValueError: if it is seen to be out of range, or if `n` is 2⁴⁸ or more.
+
+    Example:
+      >>> from sparsejax import selection
+      >>> selection.rest_count(3, 10)
+      7
+    """
+    _check_total(n)
+    _checks.integer("count", count)
+    if not _leaves.is_traced(count):
+        if not 0 <= int(count) <= n:
+            raise ValueError(
+                f"`count` must be from 0 to {n}, the number of what may be pruned, got {count}"
+                f"{where}."
+            )
+        return n - int(count)
+    rest = _counts.subtract(_counts.wide(n), _as_wide("count", count, n))
+    return rest if n >= 2**31 else (rest.high << 24) + rest.low
 
 
 def keep_largest(scores: Sequence[jax.Array], keep: Any) -> list[jax.Array]:
     """Boolean masks, True at exactly the `keep` largest entries of all the arrays together.
 
     Ties: the lower flat index wins, arrays in the order given. +0 and -0 are equal; NaN ranks below
-    -inf.
+    -inf. Cost: about seven reads of the scores and one write of the masks.
 
     Args:
-      scores: floating arrays of any shapes.
-      keep: how many entries to keep, an int or a 0-d integer array, from 0 to their number.
+      scores: floating arrays of any shapes, less than 2⁴⁸ entries in all.
+      keep: how many entries to keep, an int or a 0-d integer array, from 0 to their number; a
+        traced one outside keeps none or all.
 
     Returns:
       A boolean array for each array, of the same shape.
 
     Raises:
       TypeError: if a score is not floating, or `keep` not one integer.
-      ValueError: if `keep` is out of range, or there are 2³¹ entries or more.
+      ValueError: if `keep` is out of range, or an array is too large (2³¹ entries along an axis, or
+        after its first one).
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,197 +143,201 @@ def keep_largest(scores: Sequence[jax.Array], keep: Any) -> list[jax.Array]:
       >>> selection.keep_largest([jnp.array([1.0, 3.0]), jnp.array([[3.0, 2.0]])], 2)
       [Array([False,  True], dtype=bool), Array([[ True, False]], dtype=bool)]
     """
-    n = sum(math.prod(np.shape(s)) for s in scores)
-    _check_count(n)
-    _check_keep(keep, n)
+    _check_scores(scores)
+    keep = _as_wide("keep", keep, sum(_counting.size(s) for s in scores))
+    masks: list[jax.Array] = _masks(tuple(scores), (0,) * len(scores), _counts.stack([keep]))
+    return masks
+
+
+def keep_largest_each(scores: Sequence[jax.Array], keep: Sequence[Any]) -> list[jax.Array]:
+    """Boolean masks, True at exactly the `keep[i]` largest entries of array i, for each array.
+
+    As `keep_largest` of one array each, in one program that compiles and runs as fast as one.
+
+    Args:
+      scores: floating arrays of any shapes.
+      keep: how many entries to keep in each, as in `keep_largest`.
+
+    Returns:
+      A boolean array for each array, of the same shape.
+
+    Raises:
+      TypeError, ValueError: as in `keep_largest`, or if there is not one count for each array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import selection
+      >>> selection.keep_largest_each([jnp.array([1.0, 3.0]), jnp.array([[3.0, 2.0]])], [1, 0])
+      [Array([False,  True], dtype=bool), Array([[False, False]], dtype=bool)]
+    """
+    _check_scores(scores)
+    if len(keep) != len(scores):
+        raise ValueError(
+            f"`keep` must have one count for each of {len(scores)} arrays, got {len(keep)}."
+        )
+    counts = [_as_wide("keep", k, _counting.size(s)) for s, k in zip(scores, keep, strict=True)]
+    masks: list[jax.Array] = _masks(tuple(scores), tuple(range(len(scores))), _counts.stack(counts))
+    return masks
+
+
+def keep_largest_along(scores: jax.Array, keep: Any, axis: int | Sequence[int] = -1) -> jax.Array:
+    """A boolean mask, True at exactly the `keep` largest entries along some axes.
+
+    Entries compete with those that differ from them in these axes only: along -1, every row has
+    its own `keep` largest. Blocks are rows of a reshaped array.
+
+    Args:
+      scores: a floating array.
+      keep: how many to keep, an int or an integer array that broadcasts to the shape of the other
+        axes.
+      axis: the axes along which entries compete.
+
+    Returns:
+      A boolean array of the same shape.
+
+    Raises:
+      TypeError: if scores are not floating, `keep` not an integer or `axis` not one or several.
+      ValueError: if an axis is out of range, `keep` does not broadcast, or is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import selection
+      >>> selection.keep_largest_along(jnp.array([[1.0, 3.0, 2.0], [5.0, 4.0, 9.0]]), 1)
+      Array([[False,  True, False],
+             [False, False,  True]], dtype=bool)
+    """
+    _check_scores([scores])
+    competing = _checks.axes("axis", axis, np.ndim(scores))
+    others = [a for a in range(np.ndim(scores)) if a not in competing]
+    shape = tuple(np.shape(scores)[a] for a in others)
+    n = math.prod(np.shape(scores)[a] for a in competing)
+    keep = _counts_along(keep, shape, n)
+
+    def mask(row: jax.Array, count: jax.Array) -> jax.Array:
+        return _masks((row,), (0,), _counts.stack([_counts.wide(count)]))[0]
+
+    for _ in others:
+        mask = jax.vmap(mask)
+    if 0 in shape:
+        return jnp.zeros(np.shape(scores), bool)
+    order = (*others, *competing)
+    kept = mask(jnp.transpose(jnp.asarray(scores), order), keep)
+    return jnp.transpose(kept, tuple(np.argsort(order)))
+
+
+def kth_largest(scores: Sequence[jax.Array], k: Any) -> jax.Array:
+    """The k-th largest entry of all the arrays together, exactly; k = 1 is the maximum.
+
+    Args:
+      scores: floating arrays of any shapes; NaN ranks below -inf.
+      k: from 1 to the number of entries, an int or a 0-d integer array; a traced one outside gives
+        NaN.
+
+    Returns:
+      A 0-d array of at least float32, the widest dtype of the scores; a zero is +0.
+
+    Raises:
+      TypeError: if a score is not floating, or `k` not one integer.
+      ValueError: if `k` is out of range, or an array is too large, as in `keep_largest`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import selection
+      >>> selection.kth_largest([jnp.array([1.0, 3.0]), jnp.array([[-3.0, 2.0]])], 3)
+      Array(1., dtype=float32)
+    """
+    _check_scores(scores)
+    n = sum(_counting.size(s) for s in scores)
+    _checks.integer("k", k)
+    if not _leaves.is_traced(k) and not 1 <= int(k) <= n:
+        raise ValueError(f"`k` must be from 1 to {n}, the number of scores, got {k}.")
+    value: jax.Array = _kth_largest(tuple(scores), _as_wide("k", k, n), _outside(k, n))
+    return value
+
+
+# Compiled here, because an eager loop would be compiled anew in every call.
+@partial(jax.jit, static_argnums=1)
+def _masks(scores: tuple[jax.Array, ...], groups: Groups, keep: Wide) -> list[jax.Array]:
+    if not scores:
+        return []
+    dtype = _counting.common_dtype(scores)
+    places = _counting.places(scores, groups)
+    settled = _counting.settle(scores, groups, keep, places)
+    masks = []
+    for s, group, start in zip(scores, groups, places.starts, strict=True):
+        cut = tuple(c[group] for c in settled)
+        found = _search.digit(_counting.digits(s, dtype, start), len(start), cut)
+        masks.append(found >= cut[-1])
+    return masks
+
+
+@jax.jit
+def _kth_largest(scores: tuple[jax.Array, ...], k: Wide, outside: jax.Array) -> jax.Array:
+    dtype = _counting.common_dtype(scores)
+    (cut,) = _counting.settle(scores, (0,) * len(scores), _counts.stack([k]), None)
+    highest = jnp.iinfo(cut.dtype).max
+    # The search may stop between two keys, where exactly k reach the cut.
+    keys = [order_key(s, dtype) for s in scores if s.size]
+    smallest = [jnp.min(jnp.where(key >= cut[0], key, highest)) for key in keys]
+    value = from_order_key(jnp.min(jnp.stack(smallest)), dtype)
+    return jnp.where(outside, jnp.nan, value)
+
+
+def _check_scores(scores: Sequence[Any]) -> None:
     for s in scores:
         if not _leaves.is_floating(s):
             raise TypeError(
                 f"`scores` must be real floating arrays, got {_leaves.describe(s)}; "
                 "astype(float) of integers."
             )
-    masks: list[jax.Array] = _keep_largest(tuple(scores), jnp.asarray(keep, jnp.int32))
-    return masks
+        if max(_counting.rows(s)) >= 2**31:
+            raise ValueError(
+                "`scores` must have fewer than 2**31 rows, and fewer entries in each row (what one "
+                f"index of the first axis holds; a vector is one row), got {_leaves.describe(s)}; "
+                "split it, or move another axis to the front."
+            )
+    _check_total(sum(map(_counting.size, scores)))
 
 
-def order_key(scores: jax.Array, dtype: Any = None) -> jax.Array:
-    """Integers that order as the real numbers do, NaN below all of them.
-
-    Args:
-      scores: a floating array of any shape.
-      dtype: the floating dtype in whose order to express them, at least as wide; default its own,
-        but at least float32.
-
-    Returns:
-      An int32 array (int64 for float64) of the same shape. Compared as integers, denormals count
-      too, which floating comparisons on CPU flush to zero.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax import selection
-      >>> key = selection.order_key(jnp.array([-1.0, -0.0, 0.0, 1e-45, jnp.inf, jnp.nan]))
-      >>> bool(key[1] == key[2]), bool(key[0] < key[1] < key[3] < key[4]), bool(key[5] < key[0])
-      (True, True, True)
-    """
-    if not _leaves.is_floating(scores):
-        raise TypeError(f"`scores` must be real floating, got {_leaves.describe(scores)}.")
-    wide = _widen(scores, jnp.dtype(dtype or _leaves.wide_dtype(scores.dtype)))
-    integer = _integer_like(wide.dtype)
-    bits = lax.bitcast_convert_type(wide, integer)
-    magnitude = bits & integer.type(jnp.iinfo(integer).max)
-    infinity = integer.type(np.asarray(np.inf, wide.dtype).view(integer))
-    key = jnp.where(bits < 0, -magnitude, magnitude)
-    return jnp.where(magnitude > infinity, integer.type(jnp.iinfo(integer).min), key)
+def _check_total(n: int) -> None:
+    if n >= _counts.LIMIT:
+        raise ValueError(f"`scores` must have fewer than 2**48 entries in all, got {n}.")
 
 
-# Compiled here, because an eager loop would be compiled anew in every call.
-@jax.jit
-def _keep_largest(scores: tuple[jax.Array, ...], keep: jax.Array) -> list[jax.Array]:
-    if not scores:
-        return []
-    dtype = jnp.result_type(*(_leaves.wide_dtype(s.dtype) for s in scores))
-    integer = _integer_like(dtype)
-    keys = [partial(order_key, s, dtype) for s in scores]
-    starts = np.cumsum([0, *(s.size for s in scores)])[:-1]
-    orders = [partial(_earliness, s.shape, int(i)) for s, i in zip(scores, starts, strict=True)]
-
-    cut = _kth_largest(keys, keep, integer)
-    reached, above = _total([_count_at_least(key(), (cut, cut + 1)) for key in keys])
-    last = lax.cond(
-        reached == keep,
-        lambda: np.int32(0),
-        lambda: _kth_largest(
-            [partial(_where_tied, *pair, cut) for pair in zip(keys, orders, strict=True)],
-            keep - above,
-            np.dtype(np.int32),
-        ),
-    )
-    return [
-        (key() > cut) | ((key() == cut) & (order() >= last))
-        for key, order in zip(keys, orders, strict=True)
-    ]
+def _as_wide(name: str, count: Any, n: int) -> Wide:
+    """A count from 0 to n; a traced one outside becomes the nearer of them."""
+    if isinstance(count, Wide):
+        return _counts.clip(count, n)
+    _checks.integer(name, count)
+    if not _leaves.is_traced(count):
+        if not 0 <= int(count) <= n:
+            raise ValueError(f"`{name}` must be from 0 to {n}, the number of scores, got {count}.")
+        return _counts.wide(int(count))
+    most = min(n, int(jnp.iinfo(count.dtype).max))
+    return _counts.wide(jnp.clip(count, 0, most))
 
 
-def _check_count(n: int) -> None:
+def _counts_along(keep: Any, shape: tuple[int, ...], n: int) -> jax.Array:
+    """An int32 count from 0 to n for each of several selections."""
+    if not jnp.issubdtype(_leaves.dtype_of(keep) or np.dtype(object), jnp.integer):
+        raise TypeError(f"`keep` must be integers, got {_leaves.brief(keep)}.")
     if n >= 2**31:
+        raise ValueError(f"`scores` must have fewer than 2**31 entries along `axis`, got {n}.")
+    if not _leaves.is_traced(keep) and np.any((np.asarray(keep) < 0) | (np.asarray(keep) > n)):
         raise ValueError(
-            f"`scores` must have fewer than 2**31 prunable entries in all, got {n}. "
-            'Select leaf by leaf (scope="per_leaf"), or leave some out of `prunable`.'
+            f"`keep` must be from 0 to {n}, the number of scores along `axis`, got "
+            f"{_leaves.brief(keep)}."
         )
+    got = np.shape(keep)
+    if got and (
+        len(got) != len(shape) or any(g not in (1, n) for g, n in zip(got, shape, strict=True))
+    ):
+        raise ValueError(
+            f"`keep` must broadcast to {shape}, the other axes of `scores`, got shape {got}."
+        )
+    counts = jnp.clip(jnp.asarray(keep), 0, n).astype(jnp.int32)
+    return jnp.broadcast_to(counts.reshape(got or (1,) * len(shape)), shape)
 
 
-def _check_keep(keep: Any, n: int) -> None:
-    if _leaves.shape_of(keep) != () or not jnp.issubdtype(_leaves.dtype_of(keep), jnp.integer):
-        raise TypeError(f"`keep` must be one integer, got {_leaves.brief(keep)}.")
-    if not _leaves.is_traced(keep) and not 0 <= int(keep) <= n:
-        raise ValueError(f"`keep` must be from 0 to {n}, the number of scores, got {keep}.")
-
-
-def _earliness(shape: tuple[int, ...], start: int) -> jax.Array:
-    """int32, larger for lower flat indices; from coordinates, so that it shards like the array."""
-    index = jnp.full(shape, start, jnp.int32)
-    for axis in range(len(shape)):
-        stride = math.prod(shape[axis + 1 :])
-        index = index + stride * lax.broadcasted_iota(jnp.int32, shape, axis)
-    return np.int32(2**31 - 1) - index
-
-
-def _where_tied(
-    key: Callable[[], jax.Array], order: Callable[[], jax.Array], cut: jax.Array
-) -> jax.Array:
-    return jnp.where(key() == cut, order(), np.int32(-1))
-
-
-def _kth_largest(
-    keys: Sequence[Callable[[], jax.Array]], k: jax.Array, integer: np.dtype
-) -> jax.Array:
-    """The largest value that `k` keys reach: the k-th largest key, the maximum for k = 0."""
-    bits = jnp.iinfo(integer).bits
-    lowest = integer.type(jnp.iinfo(integer).min)
-
-    def settle_digit(i: jax.Array, value: jax.Array) -> jax.Array:
-        shift = (bits - _DIGIT_BITS * (i + 1)).astype(integer)
-        # Two's complement wraps: lowest + digits runs through all integers in order.
-        candidates = value + lax.shift_left(jnp.arange(1, _DIGITS + 1, dtype=integer), shift)
-        reached = _total([_count_at_least(key(), tuple(candidates)) for key in keys])
-        digit = jnp.sum(reached >= k, dtype=integer)
-        return value + lax.shift_left(digit, shift)
-
-    return lax.fori_loop(0, bits // _DIGIT_BITS, settle_digit, jnp.asarray(lowest))
-
-
-def _count_at_least(key: jax.Array, candidates: tuple[jax.Array, ...]) -> jax.Array:
-    """For each candidate, how many keys reach it; one variadic reduce, which XLA:CPU vectorizes."""
-    hits = tuple((key >= c).astype(jnp.int32) for c in candidates)
-    counts = lax.reduce(
-        hits,
-        (np.int32(0),) * len(hits),
-        lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
-        tuple(range(key.ndim)),
-    )
-    return jnp.stack(counts)
-
-
-def _total(counts: Sequence[jax.Array]) -> jax.Array:
-    return functools.reduce(jnp.add, counts)
-
-
-def _integer_like(dtype: Any) -> np.dtype:
-    return np.dtype(f"int{8 * jnp.dtype(dtype).itemsize}")
-
-
-def _widen(x: jax.Array, dtype: np.dtype) -> jax.Array:
-    """`x` in a wider floating dtype, exactly: a conversion on CPU may flush denormals."""
-    if x.dtype == dtype:
-        return x
-    if x.dtype == jnp.bfloat16:
-        # The upper half of a float32, whose own denormals no multiplication makes.
-        bits = lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16
-        return _widen(lax.bitcast_convert_type(bits, jnp.float32), dtype)
-    info = jnp.finfo(x.dtype)
-    integer = _integer_like(x.dtype)
-    bits = lax.bitcast_convert_type(x, integer)
-    magnitude = bits & integer.type(jnp.iinfo(integer).max)
-    tiny = magnitude.astype(dtype) * np.asarray(info.smallest_subnormal, dtype)
-    denormal = magnitude < integer.type(1 << info.nmant)
-    return jnp.where(denormal, jnp.where(bits < 0, -tiny, tiny), x.astype(dtype))
-
-
-def _rounded_product(x: jax.Array, n: int) -> jax.Array:
-    """round(x * n), half to even, exactly, for a float32 in [0, 1) and a Python int below 2³¹.
-
-    x = m / 2^(24 + r) with a 24-bit m, and m * n = high * 2^24 + low: float32 alone holds neither.
-    """
-    bits = lax.bitcast_convert_type(x, jnp.uint32)
-    exponent = jnp.maximum(bits >> 23, 1)
-    m = bits - ((exponent - 1) << 23)
-    high, low = _as_float64(*_product_24(m, n))
-    r = 126 - exponent
-    safe = jnp.minimum(r, 31)
-    quotient = high >> safe
-    rest = high - (quotient << safe)
-    half_high = jnp.where(safe > 0, np.uint32(1) << (jnp.maximum(safe, 1) - 1), np.uint32(0))
-    half_low = jnp.where(safe > 0, np.uint32(0), np.uint32(1 << 23))
-    more = (rest > half_high) | ((rest == half_high) & (low > half_low))
-    exactly = (rest == half_high) & (low == half_low)
-    rounded = quotient + (more | (exactly & ((quotient & 1) == 1))).astype(jnp.uint32)
-    return jnp.where(r > 31, 0, rounded.astype(jnp.int32))
-
-
-def _as_float64(high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rounds high * 2^24 + low < 2^55 to 53 bits, half to even, as Python's product does."""
-    drop = (high >= 1 << 29).astype(jnp.uint32) + (high >= 1 << 30).astype(jnp.uint32)
-    half = (np.uint32(1) << drop) >> 1
-    rounded = (low + half - 1 + ((low >> drop) & 1)) >> drop << drop
-    low = jnp.where(drop > 0, rounded, low)
-    return high + (low >> 24), low & 0xFFFFFF
-
-
-def _product_24(m: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
-    """Splits m * n = high * 2^24 + low by 12-bit digits, for uint32 m < 2^24 and n < 2^31."""
-    m1, m0 = m >> 12, m & 0xFFF
-    n2, n1, n0 = (np.uint32(n >> shift & 0xFFF) for shift in (24, 12, 0))
-    c0 = m0 * n0
-    c1 = m1 * n0 + m0 * n1 + (c0 >> 12)
-    high = m1 * n1 + m0 * n2 + (c1 >> 12) + (m1 * n2 << 12)
-    return high, ((c1 & 0xFFF) << 12) | (c0 & 0xFFF)
+def _outside(k: Any, n: int) -> jax.Array:
+    return jnp.asarray((k < 1) | (k > n))

@@ -3,7 +3,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparsejax import criteria, filters, masking
 
@@ -109,6 +112,146 @@ def test_magnitude_of_a_denormal_is_not_zero(dtype):
 
 def test_taylor_of_an_infinite_gradient_at_zero_is_nan():
     assert jnp.isnan(criteria.taylor([jnp.zeros(1)], [jnp.full(1, jnp.inf)])[0])
+
+
+# ---- lamp
+
+
+def lamp_by_definition(w):
+    """Every entry's square over the sum of those that rank not below it, O(n²) in float64."""
+    flat = np.abs(np.asarray(w, np.complex128)).ravel()
+    index = np.arange(flat.size)
+    not_below = (flat > flat[:, None]) | ((flat == flat[:, None]) & (index <= index[:, None]))
+    sums = (flat**2 * not_below).sum(axis=1)
+    return (flat**2 / np.where(sums > 0, sums, 1)).reshape(np.shape(w))
+
+
+def best_first(magnitudes):
+    """The order in which entries are kept: by magnitude, the lower flat index first."""
+    return np.argsort(-np.asarray(magnitudes, np.float64).ravel(), kind="stable")
+
+
+def assert_orders_as_magnitude(scores, w):
+    """Never the other way round, and apart wherever the magnitudes are."""
+    order = best_first(np.abs(w))
+    ranked = np.asarray(scores, np.float64).ravel()[order]
+    moves = np.diff(np.abs(np.asarray(w, np.float64)).ravel()[order]) != 0
+    assert np.all(np.diff(ranked) <= 0)
+    assert np.all(np.diff(ranked)[moves] < 0)
+
+
+def tied(shape):
+    return np.random.default_rng(0).integers(-3, 4, shape).astype(np.float32)
+
+
+LEAVES = {
+    "normal": normal((20, 30)),
+    "ties and zeros": tied((20, 30)),
+    "complex": (normal((20, 30)) + 1j * normal((20, 30), seed=1)).astype(np.complex64),
+    "scalar": np.float32(-2),
+    "zeros": np.zeros((2, 3), np.float32),
+    "empty": np.zeros((0, 2), np.float32),
+    "huge": np.float32(1.1e38) * tied((20, 30)),
+    "tiny": np.float32(1.3e-38) * tied((20, 30)),
+}
+
+
+@pytest.mark.parametrize("w", LEAVES.values(), ids=LEAVES.keys())
+def test_lamp_equals_its_definition(w):
+    (score,) = criteria.lamp([w])
+    assert score.dtype == jnp.float32
+    np.testing.assert_allclose(score, lamp_by_definition(w), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(criteria.lamp)([w])[0], score, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_lamp_of_half_precision_is_float32(dtype):
+    # The squares, 1e-10, are below the least float16.
+    w = 1e-5 * jnp.asarray(tied((20, 30)), dtype)
+    (score,) = criteria.lamp([w])
+    assert score.dtype == jnp.float32
+    np.testing.assert_allclose(score, lamp_by_definition(np.float32(w)), rtol=1e-6)
+
+
+def test_lamp_of_float64_is_float64():
+    w = normal((5, 6), dtype=np.float64)
+    with jax.enable_x64(True):
+        (score,) = criteria.lamp([w])
+        assert score.dtype == jnp.float64
+        np.testing.assert_allclose(score, lamp_by_definition(w), rtol=1e-14)
+
+
+@pytest.mark.parametrize("spread", [1e-6, 0.01, 1.0])
+def test_lamp_orders_a_large_leaf_exactly_as_magnitude(spread):
+    # Sums of a million squares, whose rounding differs between neighbours.
+    w = np.exp(spread * normal(1_000_000)).astype(np.float32) * np.sign(normal(1_000_000, seed=1))
+    assert_orders_as_magnitude(criteria.lamp(w), w)
+
+
+@given(oracles.awkward_arrays((4, 6), np.float32, nan=False))
+def test_lamp_never_inverts_the_order_of_awkward_values(w):
+    scores = np.asarray(criteria.lamp(w), np.float64).ravel()
+    assert np.all(np.diff(scores[best_first(np.abs(w))]) <= 0)
+    assert np.all((scores >= 0) & (scores <= 1))
+
+
+def test_lamp_gives_the_largest_entry_of_every_leaf_one():
+    params = [normal((20, 30)), 100 * normal((20, 30), seed=1), tied((20, 30))]
+    for w, score in zip(params, criteria.lamp(params), strict=True):
+        assert score.max() == score.ravel()[best_first(np.abs(w))[0]] == 1
+
+
+@given(st.sampled_from([2.0**-40, 3.0, 1e20]))
+def test_lamp_does_not_depend_on_the_scale_of_a_leaf(scale):
+    w = normal((20, 30))
+    scaled = (scale * w).astype(np.float32)
+    np.testing.assert_allclose(criteria.lamp(scaled), criteria.lamp(w), rtol=1e-6)
+
+
+def test_lamp_chooses_the_sparsity_of_a_leaf_and_magnitude_its_entries():
+    params = {"v": normal((20, 30)), "w": 0.01 * np.exp(normal((20, 30), seed=1))}
+    masks = masking.topk(criteria.lamp(params), 0.8)
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
+    assert sum(kept.values()) == 240 and kept["v"] != kept["w"]
+    for name, mask in masks.items():
+        largest = best_first(np.abs(params[name]))[: kept[name]]
+        np.testing.assert_array_equal(np.flatnonzero(mask), np.sort(largest))
+
+
+def test_lamp_of_nan_is_nan_there_alone():
+    w = np.array([[1.0, np.nan, -2.0]], np.float32)
+    np.testing.assert_allclose(criteria.lamp(w), [[0.2, np.nan, 1.0]], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"`scores` must not be NaN: 1 of 3 entries are, at 'w'"):
+        masking.topk(criteria.lamp({"w": w}), 0.5)
+
+
+def test_lamp_of_infinite_entries_keeps_them():
+    w = np.array([np.inf, 3.0, -np.inf, 0.0], np.float32)
+    np.testing.assert_array_equal(criteria.lamp(w), [1.0, 0.0, 0.5, 0.0])
+
+
+def test_lamp_under_vmap_is_that_of_every_slice():
+    w = normal((2, 20, 30))
+    np.testing.assert_allclose(
+        jax.vmap(criteria.lamp)(w), np.stack([criteria.lamp(x) for x in w]), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("axis_type", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+@pytest.mark.parametrize("spec", [jax.P("a"), jax.P(None, "b"), jax.P("a", "b")], ids=str)
+def test_lamp_of_a_sharded_leaf_is_that_of_the_whole(axis_type, spec):
+    w = tied((20, 30))
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type,) * 2)
+    sharded = jax.device_put(w, jax.NamedSharding(mesh, spec))
+    for criterion in (criteria.lamp, jax.jit(criteria.lamp)):
+        np.testing.assert_allclose(criterion(sharded), criteria.lamp(w), rtol=1e-6)
+
+
+def test_lamp_does_not_score_what_is_no_floating_array():
+    params = {"f": jnp.tanh, "key": jax.random.key(0), "n": jnp.arange(3), "none": None}
+    scores = criteria.lamp(params)
+    assert scores.pop("none") is None
+    assert all(s.shape == () and s.dtype == bool for s in scores.values())
 
 
 # ---- random

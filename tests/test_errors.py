@@ -325,26 +325,6 @@ MASKING = {
         TypeError,
         r"`masks` must .* at 'act'",
     ),
-    "combine nothing": (
-        lambda: masking.combine(),
-        ValueError,
-        r"`masks` must be at least one tree of masks, got none",
-    ),
-    "combine numbers": (
-        lambda: masking.combine({"w": W}, {"w": W > 1}),
-        TypeError,
-        r"`masks` must be boolean arrays .*, got float32\[2,2\] at 'w'",
-    ),
-    "combine other shapes": (
-        lambda: masking.combine({"w": W > 1}, {"w": X > 1}),
-        ValueError,
-        r"`masks` must broadcast against each other, got shapes \[\(2, 2\), \(3, 2\)\] at 'w'",
-    ),
-    "combine other structures": (
-        lambda: masking.combine(MASKS, {"net": {"w": W > 1}}),
-        ValueError,
-        r"`masks` must have the structure of .*masks\[0\].* has a leaf at 'net\.b'",
-    ),
     "sparsity with no filter": (
         lambda: masking.sparsity(PARAMS, prunable="w"),
         TypeError,

@@ -249,6 +249,7 @@ OPERATIONS = {
     "magnitude": lambda case, params, grads: criteria.magnitude(params),
     "gradient": lambda case, params, grads: criteria.gradient(params, grads),
     "taylor": lambda case, params, grads: criteria.taylor(params, grads),
+    "lamp": lambda case, params, grads: criteria.lamp(params),
     "random": lambda case, params, grads: criteria.random(jax.random.key(1))(params),
     "output_gradient": lambda case, params, grads: criteria.output_gradient(
         case.apply, params, INPUTS
@@ -261,9 +262,6 @@ OPERATIONS = {
     "prune_masks": lambda case, params, grads: sj.prune_masks(params, grads, 0.1),
     "prune_tree": lambda case, params, grads: sj.prune_tree(params, grads, 0.1),
     "apply_masks": lambda case, params, grads: sj.apply_masks(params, halves(params)),
-    "combine": lambda case, params, grads: masking.combine(
-        halves(params), sj.prune_masks(params, grads, 0.1)
-    ),
     "prox": lambda case, params, grads: penalties.l1(0.1).prox(params, 0.5),
 }
 

@@ -334,49 +334,6 @@ def test_apply_masks_passes_gradients_through_kept_entries_only():
     assert grads[0].tolist() == [1.0, 0.0]
 
 
-# ---- combine
-
-
-def broadcastable_masks():
-    shapes = st.sampled_from([(), (1, 1), (3, 1), (1, 2), (3, 2)])
-    return shapes.flatmap(
-        lambda shape: st.lists(
-            st.booleans(), min_size=int(np.prod(shape)), max_size=int(np.prod(shape))
-        ).map(lambda v: np.array(v, bool).reshape(shape))
-    )
-
-
-@given(broadcastable_masks(), broadcastable_masks())
-def test_combine_is_the_intersection(a, b):
-    np.testing.assert_array_equal(masking.combine({"w": a}, {"w": b})["w"], a & b)
-
-
-@given(broadcastable_masks(), broadcastable_masks())
-def test_combine_is_commutative(a, b):
-    np.testing.assert_array_equal(masking.combine([a], [b])[0], masking.combine([b], [a])[0])
-
-
-@given(broadcastable_masks(), broadcastable_masks(), broadcastable_masks())
-def test_combine_is_associative(a, b, c):
-    at_once = masking.combine([a], [b], [c])
-    in_turn = masking.combine([a], masking.combine([b], [c]))
-    np.testing.assert_array_equal(at_once[0], in_turn[0])
-
-
-@given(broadcastable_masks())
-def test_combine_is_idempotent(a):
-    np.testing.assert_array_equal(masking.combine([a], [a])[0], a)
-
-
-def test_combine_of_one_tree_is_that_tree():
-    assert masking.combine({"w": jnp.array([True, False])})["w"].tolist() == [True, False]
-
-
-def test_combine_under_jit_equals_eager():
-    a, b = {"w": jnp.array([[True, False]])}, {"w": jnp.array([[True], [False]])}
-    assert_same_trees(jax.jit(masking.combine)(a, b), masking.combine(a, b))
-
-
 # ---- sparsity
 
 
@@ -610,7 +567,6 @@ SHARDED = {
     "threshold": lambda w: masking.threshold(w, 0.1),
     "topk": lambda w: masking.topk(w, 0.7),
     "apply_masks": lambda w: masking.apply_masks(w, w > 0),
-    "combine": lambda w: masking.combine(w > 0, w < 1),
     "prune_masks": lambda w: sj.prune_masks(w, w, 0.5),
     "prune_tree": lambda w: sj.prune_tree(w, w, 0.5, criterion=criteria.taylor),
 }

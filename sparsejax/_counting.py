@@ -1,0 +1,198 @@
+"""How a search reads arrays: keys and positions, the counts of a pass, and a first sample."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sparsejax import _counts, _leaves, _search
+from sparsejax._counts import Wide
+from sparsejax._keys import integer_like, order_key
+
+# From how many entries on a sample of how many pays, and from how many arrays at most: each costs
+# the time to compile a gather.
+_SAMPLED_FROM = 2**18
+_SAMPLE = 2**14
+_SAMPLED_ARRAYS = 64
+# XLA:CPU gives a reduction to a scalar to one core, one to a vector to all.
+_LANES = 16
+_LANES_FROM = 2**15
+
+Groups: TypeAlias = tuple[int, ...]
+"""For each array the number of the group in which its entries compete."""
+
+
+class Places(NamedTuple):
+    """Positions inside the groups.
+
+    A position is one digit, a flat index. Where a group has 2³¹ entries or more, it is two: a row
+    (one index of the first axis; a vector is one row) and an index in the row.
+    """
+
+    starts: list[tuple[int, ...]]
+    """For each array the position of its first entry."""
+    ranges: tuple[np.ndarray, ...]
+    """For each digit how many values it has, in each group."""
+
+
+def places(scores: Sequence[jax.Array], groups: Groups) -> Places:
+    """The positions of some arrays, one after the other in each group."""
+    sizes, heights, lengths = np.zeros((3, max(groups) + 1), np.int64)
+    by_entry: list[tuple[int, ...]] = []
+    by_row: list[tuple[int, ...]] = []
+    for s, group in zip(scores, groups, strict=True):
+        by_entry.append((int(sizes[group]),))
+        by_row.append((int(heights[group]), 0))
+        height, length = rows(s)
+        sizes[group] += size(s)
+        heights[group] += height
+        lengths[group] = max(lengths[group], length)
+    if np.max(sizes) < 2**31:
+        return Places(by_entry, (sizes,))
+    return Places(by_row, (heights, lengths))
+
+
+def digits(
+    s: jax.Array, dtype: np.dtype, start: tuple[int, ...] = (), one: Any = 1
+) -> list[jax.Array]:
+    """The digits of every entry: its key, and its position, from -1 downward: earlier is larger.
+
+    Positions come from coordinates, so that they shard like the array; in units of `one`, which
+    a loop makes a variable, lest XLA computes them once and keeps them.
+    """
+    integer = integer_like(dtype)
+    split = 0 if len(start) < 2 or s.ndim < 2 else 1
+    parts = [range(split), range(split, s.ndim)][-len(start) :] if start else []
+    found = [order_key(s, dtype)]
+    for first, axes in zip(start, parts, strict=True):
+        index = jnp.broadcast_to(jnp.asarray(-1 - first, integer) * one, s.shape)
+        for axis in axes:
+            stride = math.prod(s.shape[axis + 1 : axes.stop])
+            step = jnp.asarray(stride, integer) * one
+            index = index - step * lax.broadcasted_iota(integer, s.shape, axis)
+        found.append(index)
+    return found
+
+
+def settle(
+    scores: Sequence[jax.Array], groups: Groups, keep: Wide, placed: Places | None
+) -> _search.Settled:
+    """The digits of the last kept entry of each group; without `placed`, only its key."""
+    dtype = common_dtype(scores)
+    starts = [()] * len(scores) if placed is None else placed.starts
+    members = [[i for i, g in enumerate(groups) if g == group] for group in range(max(groups) + 1)]
+    sizes = [sum(size(scores[i]) for i in group) for group in members]
+    by_row = placed is not None and len(placed.ranges) > 1
+
+    def count(candidates: jax.Array, level: jax.Array, settled: _search.Settled) -> Wide:
+        # XLA would compute the keys once, before the loop: a copy of all scores, and slower.
+        arrays, candidates, level, settled, one = lax.optimization_barrier(
+            (scores, candidates, level, settled, jnp.ones((), integer_like(dtype)))
+        )
+
+        def lanes_of(i: int, group: int) -> Any:
+            view, axes = _lanes(arrays[i], by_row)
+            found = _search.digit(
+                digits(view, dtype, starts[i], one),
+                level[group],
+                tuple(c[group] for c in settled),
+            )
+            return _search.reached(found, tuple(candidates[group]), axes)
+
+        totals = [
+            _total([lanes_of(i, group) for i in indices], n)
+            for group, (indices, n) in enumerate(zip(members, sizes, strict=True))
+        ]
+        return _counts.stack(totals)
+
+    first = [
+        _first_candidates([scores[i] for i in indices], _counts.pick(keep, group), dtype)
+        for group, indices in enumerate(members)
+    ]
+    total = _counts.stack([_counts.wide(n) for n in sizes])
+    ranges = () if placed is None else placed.ranges
+    return _search.settle(count, keep, total, jnp.stack(first), ranges)
+
+
+def common_dtype(scores: Sequence[jax.Array]) -> np.dtype:
+    """The narrowest dtype that holds all scores, at least float32."""
+    return np.dtype(jnp.result_type(*(_leaves.wide_dtype(s.dtype) for s in scores)))
+
+
+def size(s: Any) -> int:
+    """The number of entries of an array-like."""
+    return math.prod(np.shape(s))
+
+
+def rows(s: Any) -> tuple[int, int]:
+    """How many rows an array has (a vector is one), and how many entries each."""
+    shape = np.shape(s)
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+
+
+def _first_candidates(arrays: list[jax.Array], keep: Wide, dtype: np.dtype) -> jax.Array:
+    n = sum(map(size, arrays))
+    integer = integer_like(dtype)
+    if n < _SAMPLED_FROM:
+        return _search.even_cut(jnp.iinfo(integer).min, jnp.iinfo(integer).max, integer)
+    share = _counts.distance(keep, _counts.wide(0)) / np.float32(n)
+    points = [order_key(x, dtype) for x in _sample(arrays)]
+    return _search.around(jnp.concatenate(points), share)
+
+
+def _sample(arrays: list[jax.Array]) -> list[jax.Array]:
+    """Entries at random places: a gather by coordinates, to which every shard adds its own."""
+    ends = np.cumsum([size(a) for a in arrays])
+    clusters = _SAMPLE if len(arrays) <= _SAMPLED_ARRAYS else _SAMPLED_ARRAYS
+    middles = (np.arange(clusters) + 0.5) / clusters * ends[-1]
+    shares = np.bincount(np.searchsorted(ends, middles, side="right"), minlength=len(arrays))
+    rng = np.random.default_rng(0)
+    points = []
+    for a, share in zip(arrays, shares, strict=True):
+        if share:
+            flat = np.sort(rng.integers(0, size(a), share * (_SAMPLE // clusters)))
+            coordinates = tuple(c.astype(np.int32) for c in np.unravel_index(flat, a.shape))
+            everywhere = _replicated(a)
+            points.append(a.at[coordinates].get(mode="promise_in_bounds", out_sharding=everywhere))
+    return points
+
+
+def _replicated(s: jax.Array) -> jax.sharding.NamedSharding | None:
+    """What a gather from an array of an explicit mesh has to be told."""
+    mesh = jax.typeof(s).sharding.mesh
+    if jax.sharding.AxisType.Explicit not in mesh.axis_types:
+        return None
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def _lanes(s: jax.Array, by_row: bool) -> tuple[jax.Array, tuple[int, ...]]:
+    """A view of an array, and along which axes to count so that every core gets something to do.
+
+    Only where the process has one CPU device: a reshape might move what is sharded.
+    """
+    every = tuple(range(s.ndim))
+    if by_row:
+        return s, every[1:] if s.ndim > 1 else every
+    if s.size < _LANES_FROM or jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return s, every
+    lanes = next(n for n in range(_LANES, 0, -1) if s.size % n == 0)
+    return s.reshape(lanes, -1), (1,)
+
+
+def _total(counts: list[Any], n: int) -> Wide:
+    """For each candidate the sum over the lanes of all arrays, which have `n` entries."""
+    if n >= 2**31:
+        every = [list(map(_counts.total, lanes)) for lanes in counts]
+        return _counts.stack([functools.reduce(_counts.add, s) for s in zip(*every, strict=True)])
+    alike: dict[tuple[int, ...], list[Any]] = {}
+    for lanes in counts:
+        alike.setdefault(lanes[0].shape, []).append(lanes)
+    # Lanes of one number are added before their sum: one kernel instead of one an array.
+    added = [[functools.reduce(jnp.add, s) for s in zip(*a, strict=True)] for a in alike.values()]
+    sums = [functools.reduce(jnp.add, map(jnp.sum, s)) for s in zip(*added, strict=True)]
+    return _counts.wide(jnp.stack(sums))
