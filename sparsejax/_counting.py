@@ -95,20 +95,17 @@ def settle(
             (scores, candidates, level, settled, jnp.ones((), integer_like(dtype)))
         )
 
-        def lanes_of(i: int, group: int) -> Any:
-            view, axes = _lanes(arrays[i], by_row)
-            found = _search.digit(
-                digits(view, dtype, starts[i], one),
-                level[group],
-                tuple(c[group] for c in settled),
-            )
-            return _search.reached(found, tuple(candidates[group]), axes)
+        def of_group(group: int) -> Wide:
+            depth, cut = level[group], tuple(c[group] for c in settled)
+            edges = tuple(candidates[group])
+            lanes = []
+            for i in members[group]:
+                view, axes = _lanes(arrays[i], by_row)
+                found = _search.digit(digits(view, dtype, starts[i], one), depth, cut)
+                lanes.append(_search.reached(found, edges, axes))
+            return _total(lanes, sizes[group])
 
-        totals = [
-            _total([lanes_of(i, group) for i in indices], n)
-            for group, (indices, n) in enumerate(zip(members, sizes, strict=True))
-        ]
-        return _counts.stack(totals)
+        return _counts.stack([of_group(group) for group in range(len(members))])
 
     first = [
         _first_candidates([scores[i] for i in indices], _counts.pick(keep, group), dtype)
@@ -173,12 +170,12 @@ def _replicated(s: jax.Array) -> jax.sharding.NamedSharding | None:
 def _lanes(s: jax.Array, by_row: bool) -> tuple[jax.Array, tuple[int, ...]]:
     """A view of an array, and along which axes to count so that every core gets something to do.
 
-    Only where the process has one CPU device: a reshape might move what is sharded.
+    On one CPU only: a reshape might move what is sharded.
     """
     every = tuple(range(s.ndim))
     if by_row:
         return s, every[1:] if s.ndim > 1 else every
-    if s.size < _LANES_FROM or jax.default_backend() != "cpu" or jax.device_count() > 1:
+    if s.size < _LANES_FROM or not _search.on_one_cpu():
         return s, every
     lanes = next(n for n in range(_LANES, 0, -1) if s.size % n == 0)
     return s.reshape(lanes, -1), (1,)

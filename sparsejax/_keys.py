@@ -36,8 +36,10 @@ def order_key(scores: jax.Array, dtype: Any = None) -> jax.Array:
     bits = lax.bitcast_convert_type(wide, integer)
     magnitude = bits & integer.type(jnp.iinfo(integer).max)
     infinity = integer.type(np.asarray(np.inf, wide.dtype).view(integer))
-    key = jnp.where(bits < 0, -magnitude, magnitude)
-    return jnp.where(magnitude > infinity, integer.type(jnp.iinfo(integer).min), key)
+    # Primitives, not jnp.where: a program has this for every leaf, and each where is a call in it.
+    key = lax.select(bits < 0, -magnitude, magnitude)
+    lowest = lax.full_like(key, jnp.iinfo(integer).min)
+    return lax.select(magnitude > infinity, lowest, key)
 
 
 def from_order_key(key: jax.Array, dtype: Any) -> jax.Array:

@@ -110,11 +110,19 @@ def around(points: jax.Array, share: jax.Array) -> jax.Array:
 def reached(keys: jax.Array, candidates: tuple[jax.Array, ...], axes: tuple[int, ...]) -> Any:
     """How many keys reach each candidate, along some axes.
 
-    One variadic reduce for all candidates, which XLA:CPU vectorizes, other than a sum for each.
+    On one CPU by one variadic reduce, which XLA vectorizes there, other than a sum for each
+    candidate; elsewhere by sums, which it fuses, and adds up over shards with an all-reduce.
     """
+    if not on_one_cpu():
+        return tuple(jnp.sum(keys >= c, axes, dtype=jnp.int32) for c in candidates)
     hits = tuple((keys >= c).astype(jnp.int32) for c in candidates)
     zeros = (np.int32(0),) * len(hits)
     return lax.reduce(hits, zeros, lambda a, b: tuple(map(jnp.add, a, b)), axes)
+
+
+def on_one_cpu() -> bool:
+    """Whether the process has one CPU device and no other, so that nothing can be sharded."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def digit(
@@ -125,11 +133,13 @@ def digit(
     And lowest of all where an earlier one is below.
     """
     dtype = digits[0].dtype
-    lowest, highest = dtype.type(jnp.iinfo(dtype).min), dtype.type(jnp.iinfo(dtype).max)
     found = digits[0]
+    lowest = lax.full_like(found, jnp.iinfo(dtype).min)
+    highest = lax.full_like(found, jnp.iinfo(dtype).max)
     for depth, (further, cut) in enumerate(zip(digits[1:], settled, strict=False), start=1):
-        deeper = jnp.where(found == cut, further, jnp.where(found > cut, highest, lowest))
-        found = jnp.where(level >= depth, deeper, found)
+        apart = lax.select(found > cut, highest, lowest)
+        deeper = lax.select(found == cut, further, apart)
+        found = lax.select(jnp.broadcast_to(level >= depth, found.shape), deeper, found)
     return found
 
 

@@ -24,8 +24,8 @@ from sparsejax import _checks, _leaves, selection
 Pool: TypeAlias = Callable[..., jax.Array]
 """`(scores, axis=tuple of axes) -> scores` without these axes, such as `jnp.sum`."""
 
-# Up to here LLVM unrolls the m² comparisons of a group into vector code (2:4 on 10M entries takes
-# 3 ms, 16:32 some 60); beyond it they take seconds, and counting some 200 to 400 ms for any m.
+# Up to here LLVM unrolls the m² comparisons of a group into vector code (on 10M entries and
+# two cores 2:4 takes 3 to 5 ms, 16:32 some 25); beyond it they take seconds, counting 150 ms.
 _MOST_BY_PAIRS = 32
 
 
@@ -143,28 +143,23 @@ class Block:
         """
         shape = tuple(shape)
         self._check_rank(shape, f"shape {shape}")
-        units = self._unit_shape(shape)
-        kept = _decisions(kept, units, shape)
-        first = len(shape) - len(self.shape)
-        pairs = list(zip(units[first:], self.shape, strict=True))
-        # [..., G, 1, H, 1] -> [..., G, block, H, block] -> [..., G * block, H * block]
-        grouped = kept.reshape(*units[:first], *(d for g, _ in pairs for d in (g, 1)))
-        spread = jnp.broadcast_to(grouped, units[:first] + tuple(d for pair in pairs for d in pair))
-        full = spread.reshape(*units[:first], *(g * size for g, size in pairs))
-        return lax.slice(full, (0,) * len(shape), shape)
+        mask = _decisions(kept, self._unit_shape(shape), shape)
+        for axis, block in enumerate(self.shape, start=len(shape) - len(self.shape)):
+            mask = jnp.repeat(mask, min(block, shape[axis]), axis)
+        return lax.slice(mask, (0,) * len(shape), shape)
 
     def _pooled(self, path: str, array: jax.Array) -> jax.Array:
         first = array.ndim - len(self.shape)
-        grouped: list[int] = []
-        for axis, block in enumerate(self.shape, start=first):
+        sizes = [min(block, n) for block, n in zip(self.shape, array.shape[first:], strict=True)]
+        for axis, size in enumerate(sizes, start=first):
             length = array.shape[axis]
-            size = min(block, length)
             if length % size:
                 parts = jnp.split(array, [length - length % size], axis)
                 return jnp.concatenate([self._pooled(path, part) for part in parts], axis)
-            grouped += [length // size, size]
-        # [..., G * size, H * size] -> [..., G, size, H, size]
-        blocks = array.reshape(*array.shape[:first], *grouped)
+        blocks = array
+        for axis, size in reversed(list(enumerate(sizes, start=first))):
+            blocks = _split_axis(blocks, axis, size)
+        # [..., G, size, H, size]
         return _pool(self.pool, path, blocks, tuple(range(first + 1, blocks.ndim, 2)))
 
     def _unit_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -256,9 +251,9 @@ class NM:
     """The n highest of every m consecutive entries along an axis, the pattern of sparse hardware.
 
     Groups start at index 0. Where m does not divide the axis, the last group is shorter, of r
-    entries, and keeps min(n, r): no m of a group's entries hold more than n. Ties: the lower index
-    is kept; +0 and -0 are equal, denormals count, NaN ranks lowest. Scores are compared as
-    integers, so that equal scores give equal masks eager, jitted and sharded.
+    entries, and keeps min(n, r): no group holds more than n. Ties: the lower index is kept; +0 and
+    -0 are equal, denormals count, NaN ranks lowest. Scores are compared as integers, so that equal
+    scores give equal masks eager, jitted and sharded.
 
     The axis is explicit, since hardware wants the groups along the axis that a product sums over:
     -2 for Flax kernels (..., in, out), -1 for Equinox and PyTorch matrices (out, in), 1 for their
@@ -353,21 +348,21 @@ def _highest(scores: jax.Array, n: int, m: int, axis: int) -> jax.Array:
     if length % m:
         parts = jnp.split(scores, [length - length % m], axis)
         return jnp.concatenate([_highest(part, n, m, axis) for part in parts], axis)
-    # [..., G * m, ...] -> [..., G, m, ...]; other views, with fewer axes, were slower.
-    groups = scores.reshape(*scores.shape[:axis], length // m, m, *scores.shape[axis + 1 :])
+    groups = _split_axis(scores, axis, m)
     among = _highest_by_pairs if m <= _MOST_BY_PAIRS else _highest_by_counting
     return among(selection.order_key(groups), n, axis + 1).reshape(scores.shape)
 
 
 def _highest_by_pairs(keys: jax.Array, n: int, axis: int) -> jax.Array:
     """True where fewer than n entries of the group come before; XLA fuses it into one loop."""
-    m = keys.shape[axis]
-    index = np.arange(m)
-    # An entry comes before those of lower keys, and before equal ones of no lower index: all
-    # others have to exceed it by 1, which even the largest key, infinity's, leaves room for.
-    excess = (index[:, None] >= index).reshape(m, m, *(1,) * (keys.ndim - axis - 1))
-    excess = np.expand_dims(excess, tuple(range(axis)))
+    m, dtype = keys.shape[axis], keys.dtype
     entry, other = jnp.expand_dims(keys, axis), jnp.expand_dims(keys, axis + 1)
+    # An entry comes before those of lower keys, and before equal ones of higher index: all others
+    # have to exceed it by 1, for which even the largest key, infinity's, leaves room. From iota,
+    # since a constant would be loaded entry by entry (five times slower where axis is the last).
+    pairs = (*(1,) * axis, m, m, *(1,) * (keys.ndim - axis - 1))
+    index = partial(lax.broadcasted_iota, dtype, pairs)
+    excess = (index(axis) >= index(axis + 1)).astype(dtype)
     return jnp.sum(other >= entry + excess, axis=axis, dtype=jnp.int32) < n
 
 
@@ -409,6 +404,12 @@ def _pool(pool: Pool, path: str, array: jax.Array, axes: tuple[int, ...]) -> jax
             f"{path!r}; for example jnp.sum."
         )
     return pooled
+
+
+def _split_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
+    """[..., G * size, ...] -> [..., G, size, ...]; all other axes keep their sharding."""
+    shape = array.shape
+    return array.reshape(*shape[:axis], shape[axis] // size, size, *shape[axis + 1 :])
 
 
 def _floating(path: str, scores: Any) -> jax.Array:

@@ -53,8 +53,17 @@ SPECS = {
 }
 each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
-UNIT_BASED = [Unstructured(), Block((2, 3)), Block((3,), jnp.max), Channel(), Channel(-2, jnp.max)]
-each_granularity = pytest.mark.parametrize("granularity", UNIT_BASED, ids=str)
+POOLING = {
+    "blocks": Block((2, 3)),
+    "blocks of one axis": Block((3,), jnp.max),
+    "channels": Channel(),
+    "inputs": Channel(-2, jnp.max),
+}
+UNIT_BASED = POOLING | {"entries": Unstructured()}
+each_granularity = pytest.mark.parametrize(
+    "granularity", UNIT_BASED.values(), ids=UNIT_BASED.keys()
+)
+each_pooling = pytest.mark.parametrize("granularity", POOLING.values(), ids=POOLING.keys())
 
 
 def nm_by_sorting(scores, n, m, axis):
@@ -312,7 +321,7 @@ def test_nm_has_no_units():
 
 
 @each_float
-@pytest.mark.parametrize("granularity", UNIT_BASED[1:], ids=str)
+@each_pooling
 def test_units_are_pooled_in_float32(granularity, dtype):
     scores = np.ones((4, 2_000), dtype)  # a half-precision sum would stop growing
     got = granularity.units("w", jnp.asarray(scores))
@@ -369,6 +378,15 @@ def test_units_and_expand_have_abstract_values(granularity):
     real = granularity.units("w", jnp.zeros((5, 7)))
     assert units.shape == real.shape and mask.dtype == bool
     assert mask.shape == granularity.expand(real > 0, (5, 7)).shape
+
+
+@pytest.mark.parametrize("granularity", [Block((2, 2)), Channel()], ids=["blocks", "channels"])
+def test_units_and_expand_keep_the_sharding_in_the_type(granularity):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    scores = jax.device_put(ties((16, 8)), NamedSharding(mesh, SPECS["both"]))
+    units = jax.jit(lambda s: granularity.units("w", s))(scores)
+    mask = jax.jit(lambda u: granularity.expand(u > 0, scores.shape))(units)
+    assert units.sharding.spec[-1] == mask.sharding.spec[-1] == "b"
 
 
 # ---- l2
