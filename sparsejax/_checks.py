@@ -162,7 +162,13 @@ def same_shape(name: str, path: str, leaf: Any, like_name: str, like: Any) -> No
         )
 
 
-# Compiled, so that it reads the leaf once and writes nothing.
+# Compiled, so that they read the leaf and write nothing. XLA:CPU counts booleans at a tenth of the
+# speed at which it adds floats, and a finite sum has no NaN in it.
+@jax.jit
+def _sum(leaf: jax.Array) -> jax.Array:
+    return jnp.sum(leaf)
+
+
 @jax.jit
 def _count_nan(leaf: jax.Array) -> jax.Array:
     return jnp.sum(jnp.isnan(leaf), dtype=jnp.int32)
@@ -174,7 +180,7 @@ def no_nan(name: str, path: str, leaf: Any) -> None:
         return
     # Also where another function is traced, and this leaf is a constant of it.
     with jax.ensure_compile_time_eval():
-        count = int(_count_nan(leaf))
+        count = 0 if math.isfinite(float(_sum(leaf))) else int(_count_nan(leaf))
     if count:
         raise ValueError(
             f"`{name}` must not be NaN: {count} of {np.size(leaf)} entries are, at {path!r}. "

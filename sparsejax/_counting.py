@@ -19,12 +19,56 @@ from sparsejax._keys import integer_like, order_key
 _SAMPLED_FROM = 2**18
 _SAMPLE = 2**14
 _SAMPLED_ARRAYS = 64
+# Arrays of fewer entries are packed where they have more sizes than this.
+_SMALL = 2**17
+_SIZES = 32
 # XLA:CPU gives a reduction to a scalar to one core, one to a vector to all.
 _LANES = 16
-_LANES_FROM = 2**15
+_LANES_FROM = 2**20
 
 Groups: TypeAlias = tuple[int, ...]
 """For each array the number of the group in which its entries compete."""
+
+
+class Packed(NamedTuple):
+    """Arrays in which small ones that stood side by side have become one vector."""
+
+    scores: list[jax.Array]
+    groups: Groups
+    runs: list[list[int]]
+    """For each of `scores` the numbers of the arrays in it."""
+
+    def unpack(self, masks: Sequence[jax.Array], shapes: Sequence[Any]) -> list[jax.Array]:
+        """The masks of the arrays that were packed, of these shapes."""
+        found = []
+        for mask, run in zip(masks, self.runs, strict=True):
+            ends = np.cumsum([math.prod(shapes[i]) for i in run])
+            parts = [mask] if len(run) == 1 else jnp.split(mask, ends[:-1])
+            found += [part.reshape(shapes[i]) for part, i in zip(parts, run, strict=True)]
+        return found
+
+
+def pack(scores: Sequence[jax.Array], groups: Groups) -> Packed:
+    """Packs small arrays where they have so many sizes that to compile for each would take long.
+
+    Every size takes XLA:CPU some 40 ms; a copy of few entries takes less. On one CPU only, since it
+    would move what is sharded.
+    """
+    sizes = {size(s) for s in scores if size(s) < _SMALL}
+    packs = _search.on_one_cpu() and len(sizes) > _SIZES
+    runs: list[list[int]] = []
+    for i, s in enumerate(scores):
+        before = runs[-1][-1] if runs else i
+        fits = packs and size(s) < _SMALL and size(scores[before]) < _SMALL
+        if runs and fits and groups[i] == groups[before] and s.dtype == scores[before].dtype:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    packed = [
+        scores[run[0]] if len(run) == 1 else jnp.concatenate([scores[i].reshape(-1) for i in run])
+        for run in runs
+    ]
+    return Packed(packed, tuple(groups[run[0]] for run in runs), runs)
 
 
 class Places(NamedTuple):
@@ -57,42 +101,72 @@ def places(scores: Sequence[jax.Array], groups: Groups) -> Places:
     return Places(by_row, (heights, lengths))
 
 
-def digits(
-    s: jax.Array, dtype: np.dtype, start: tuple[int, ...] = (), one: Any = 1
-) -> list[jax.Array]:
+def digits(s: jax.Array, dtype: np.dtype, start: Sequence[Any] = ()) -> list[jax.Array]:
     """The digits of every entry: its key, and its position, from -1 downward: earlier is larger.
 
-    Positions come from coordinates, so that they shard like the array; in units of `one`, which
-    a loop makes a variable, lest XLA computes them once and keeps them.
+    Args:
+      s: scores.
+      dtype: the floating dtype in whose order to express them.
+      start: the digits of the first entry's position, and 1, which `opaque` has made variables;
+        none, and positions are left out.
     """
-    integer = integer_like(dtype)
-    split = 0 if len(start) < 2 or s.ndim < 2 else 1
-    parts = [range(split), range(split, s.ndim)][-len(start) :] if start else []
     found = [order_key(s, dtype)]
-    for first, axes in zip(start, parts, strict=True):
-        index = jnp.broadcast_to(jnp.asarray(-1 - first, integer) * one, s.shape)
+    if not start:
+        return found
+    *firsts, one = start
+    split = 0 if len(firsts) == 1 or s.ndim < 2 else 1
+    parts = [range(split), range(split, s.ndim)]
+    for first, axes in zip(firsts, parts[-len(firsts) :], strict=True):
+        # From coordinates, so that positions shard like the array.
+        index = jnp.broadcast_to(first, s.shape)
         for axis in axes:
+            steps = lax.broadcasted_iota(first.dtype, s.shape, axis)
             stride = math.prod(s.shape[axis + 1 : axes.stop])
-            step = jnp.asarray(stride, integer) * one
-            index = index - step * lax.broadcasted_iota(integer, s.shape, axis)
+            index = index - (steps if stride == 1 else steps * (one * stride))
         found.append(index)
     return found
 
 
+def opaque(*values: Any) -> Any:
+    """The same values, as variables to XLA inside a loop.
+
+    Else it would compute keys and positions once, before the loop: a copy of all scores.
+    """
+    return lax.optimization_barrier(values)
+
+
+def first_digits(placed: Places, dtype: np.dtype, keep: Wide) -> list[tuple[jax.Array, ...]]:
+    """For each array what `digits` wants as `start`.
+
+    As outputs of a conditional, though its predicate is always true: XLA compiles a kernel once for
+    all arrays of a shape, unless a constant such as the start is part of it.
+    """
+    integer = integer_like(dtype)
+    one = np.ones((), integer)
+    starts = [(*(np.array(-1 - n, integer) for n in start), one) for start in placed.starts]
+    zeros = jax.tree.map(np.zeros_like, starts)
+    true = jnp.all(keep.high >= 0)
+    found: list[tuple[jax.Array, ...]] = lax.cond(true, lambda: starts, lambda: zeros)
+    return found
+
+
 def settle(
-    scores: Sequence[jax.Array], groups: Groups, keep: Wide, placed: Places | None
+    scores: Sequence[jax.Array],
+    groups: Groups,
+    keep: Wide,
+    ranges: tuple[np.ndarray, ...] = (),
+    starts: Sequence[Any] = (),
 ) -> _search.Settled:
-    """The digits of the last kept entry of each group; without `placed`, only its key."""
+    """The digits of the last kept entry of each group; without `ranges` and `starts`, its key."""
     dtype = common_dtype(scores)
-    starts = [()] * len(scores) if placed is None else placed.starts
+    starts = starts or [()] * len(scores)
     members = [[i for i, g in enumerate(groups) if g == group] for group in range(max(groups) + 1)]
     sizes = [sum(size(scores[i]) for i in group) for group in members]
-    by_row = placed is not None and len(placed.ranges) > 1
+    by_row = len(ranges) > 1
 
     def count(candidates: jax.Array, level: jax.Array, settled: _search.Settled) -> Wide:
-        # XLA would compute the keys once, before the loop: a copy of all scores, and slower.
-        arrays, candidates, level, settled, one = lax.optimization_barrier(
-            (scores, candidates, level, settled, jnp.ones((), integer_like(dtype)))
+        arrays, firsts, candidates, level, settled = opaque(
+            scores, starts, candidates, level, settled
         )
 
         def of_group(group: int) -> Wide:
@@ -101,7 +175,7 @@ def settle(
             lanes = []
             for i in members[group]:
                 view, axes = _lanes(arrays[i], by_row)
-                found = _search.digit(digits(view, dtype, starts[i], one), depth, cut)
+                found = _search.digit(digits(view, dtype, firsts[i]), depth, cut)
                 lanes.append(_search.reached(found, edges, axes))
             return _total(lanes, sizes[group])
 
@@ -112,8 +186,27 @@ def settle(
         for group, indices in enumerate(members)
     ]
     total = _counts.stack([_counts.wide(n) for n in sizes])
-    ranges = () if placed is None else placed.ranges
     return _search.settle(count, keep, total, jnp.stack(first), ranges)
+
+
+def smallest_key(scores: Sequence[jax.Array], cut: jax.Array, dtype: np.dtype) -> jax.Array:
+    """The smallest key that is at least `cut`, the largest integer where there is none."""
+    highest = np.array(jnp.iinfo(cut.dtype).max)
+
+    def merge(a: Any, b: Any) -> Any:
+        return lax.min(a[0], b[0]), lax.bitwise_or(a[1], b[1])
+
+    smallest = jnp.asarray(highest)
+    for s in scores:
+        view, axes = _lanes(s, False)
+        key = order_key(view, dtype)
+        above = key >= cut
+        candidates = lax.select(above, key, lax.full_like(key, highest))
+        # A reduction of pairs: XLA:CPU vectorizes that, and would write the keys for one of keys.
+        pair = (candidates, above.astype(jnp.int32))
+        least, found = lax.reduce(pair, (highest, np.int32(0)), merge, axes)
+        smallest = jnp.minimum(smallest, jnp.min(jnp.where(found > 0, least, highest)))
+    return smallest
 
 
 def common_dtype(scores: Sequence[jax.Array]) -> np.dtype:
@@ -167,16 +260,23 @@ def _replicated(s: jax.Array) -> jax.sharding.NamedSharding | None:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def _lanes(s: jax.Array, by_row: bool) -> tuple[jax.Array, tuple[int, ...]]:
-    """A view of an array, and along which axes to count so that every core gets something to do.
+def flat(s: jax.Array) -> jax.Array:
+    """The array as a vector, on one CPU, where that makes simpler kernels and moves nothing."""
+    return s.reshape(-1) if _search.on_one_cpu() else s
 
-    On one CPU only: a reshape might move what is sharded.
+
+def _lanes(s: jax.Array, by_row: bool) -> tuple[jax.Array, tuple[int, ...]]:
+    """A view of an array, and along which axes to count, so that every core gets something to do.
+
+    Small arrays are counted side by side.
     """
     every = tuple(range(s.ndim))
     if by_row:
         return s, every[1:] if s.ndim > 1 else every
-    if s.size < _LANES_FROM or not _search.on_one_cpu():
+    if not _search.on_one_cpu():
         return s, every
+    if s.size < _LANES_FROM:
+        return flat(s), (0,)
     lanes = next(n for n in range(_LANES, 0, -1) if s.size % n == 0)
     return s.reshape(lanes, -1), (1,)
 

@@ -110,10 +110,10 @@ def around(points: jax.Array, share: jax.Array) -> jax.Array:
 def reached(keys: jax.Array, candidates: tuple[jax.Array, ...], axes: tuple[int, ...]) -> Any:
     """How many keys reach each candidate, along some axes.
 
-    On one CPU by one variadic reduce, which XLA vectorizes there, other than a sum for each
-    candidate; elsewhere by sums, which it fuses, and adds up over shards with an all-reduce.
+    On CPU by one variadic reduce, which XLA vectorizes there, other than a sum for each candidate;
+    elsewhere by sums, which it fuses.
     """
-    if not on_one_cpu():
+    if jax.default_backend() != "cpu":
         return tuple(jnp.sum(keys >= c, axes, dtype=jnp.int32) for c in candidates)
     hits = tuple((keys >= c).astype(jnp.int32) for c in candidates)
     zeros = (np.int32(0),) * len(hits)

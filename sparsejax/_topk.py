@@ -74,7 +74,8 @@ def check(
         _checks.integer("count", amount.removed)
     else:
         raise ValueError(
-            f"`sparsity` and `count` exclude each other, got {amount.sparsity} and {amount.removed}."
+            f"`sparsity` and `count` exclude each other, got {amount.sparsity} and "
+            f"{amount.removed}."
         )
 
 

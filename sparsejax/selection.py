@@ -261,26 +261,28 @@ def _masks(scores: tuple[jax.Array, ...], groups: Groups, keep: Wide) -> list[ja
     if not scores:
         return []
     dtype = _counting.common_dtype(scores)
-    places = _counting.places(scores, groups)
-    settled = _counting.settle(scores, groups, keep, places)
+    packed = _counting.pack(scores, groups)
+    places = _counting.places(packed.scores, packed.groups)
+    starts = _counting.first_digits(places, dtype, keep)
+    settled = _counting.settle(packed.scores, packed.groups, keep, places.ranges, starts)
+    last = len(places.ranges)
+    cuts = [tuple(c[group] for c in settled) for group in range(max(groups) + 1)]
     masks = []
-    for s, group, start in zip(scores, groups, places.starts, strict=True):
-        cut = tuple(c[group] for c in settled)
-        found = _search.digit(_counting.digits(s, dtype, start), len(start), cut)
-        masks.append(found >= cut[-1])
-    return masks
+    for s, group, start in zip(packed.scores, packed.groups, starts, strict=True):
+        view = s if last > 1 else _counting.flat(s)
+        found = _search.digit(_counting.digits(view, dtype, start), last, cuts[group])
+        masks.append(found >= cuts[group][-1])
+    return packed.unpack(masks, [s.shape for s in scores])
 
 
 @jax.jit
 def _kth_largest(scores: tuple[jax.Array, ...], k: Wide, outside: jax.Array) -> jax.Array:
     dtype = _counting.common_dtype(scores)
-    (cut,) = _counting.settle(scores, (0,) * len(scores), _counts.stack([k]), None)
-    highest = jnp.iinfo(cut.dtype).max
+    packed = _counting.pack(scores, (0,) * len(scores))
+    (cut,) = _counting.settle(packed.scores, packed.groups, _counts.stack([k]))
     # The search may stop between two keys, where exactly k reach the cut.
-    keys = [order_key(s, dtype) for s in scores if s.size]
-    smallest = [jnp.min(jnp.where(key >= cut[0], key, highest)) for key in keys]
-    value = from_order_key(jnp.min(jnp.stack(smallest)), dtype)
-    return jnp.where(outside, jnp.nan, value)
+    key = _counting.smallest_key(packed.scores, cut[0], dtype)
+    return jnp.where(outside, jnp.nan, from_order_key(key, dtype))
 
 
 def _check_scores(scores: Sequence[Any]) -> None:
