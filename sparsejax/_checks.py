@@ -86,6 +86,15 @@ def choice(name: str, value: Any, options: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be {words}, got {_leaves.brief(value)}.")
 
 
+def fits_int32(name: str, entries: int) -> None:
+    """Refuses to count so many entries under `jit` that int32 might not hold it."""
+    if entries >= 2**31:
+        raise ValueError(
+            f"`{name}` must count fewer than 2**31 entries under jit, got {entries}, which int32 "
+            "cannot hold; call it outside, where counts are Python integers."
+        )
+
+
 def function(name: str, value: Any, signature: str, example: str) -> None:
     """Refuses what cannot be called."""
     if not callable(value):

@@ -178,7 +178,7 @@ def overlap(a: Masks, b: Masks) -> Overlap:
     flat, rows = _rows({"a": a, "b": b})
     pairs = [(path, row) for path, row in zip(flat.paths, rows, strict=True) if _shape(row)]
     if not all(_on_host(*row) for _, row in pairs):
-        _check_int32(sum(math.prod(_shape(row)) for _, row in pairs))
+        _checks.fits_int32("overlap", sum(math.prod(_shape(row)) for _, row in pairs))
     leaves = [
         (path, LeafOverlap(_count(np.logical_and, *row), _count(np.logical_or, *row)))
         for path, row in pairs
@@ -295,14 +295,6 @@ def _on_host(*masks: Any) -> bool:
     return not _leaves.is_traced(*masks) and all(
         getattr(mask, "is_fully_addressable", True) for mask in masks
     )
-
-
-def _check_int32(size: int) -> None:
-    if size >= 2**31:
-        raise ValueError(
-            f"`overlap` must count fewer than 2**31 entries under jit, got {size}, which int32 "
-            "cannot hold; call it outside, where counts are Python integers."
-        )
 
 
 def _count(f: np.ufunc, a: Any, b: Any) -> Any:

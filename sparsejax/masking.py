@@ -217,7 +217,8 @@ def sparsity(
       A `Sparsity` of Python integers, or of 0-d integer arrays under `jit`.
 
     Raises:
-      TypeError, ValueError: if masks do not fit, as in `apply_masks`.
+      TypeError, ValueError: if masks do not fit, as in `apply_masks`; under `jit` also if there are
+        2³¹ entries or more.
 
     Example:
       >>> import jax.numpy as jnp
@@ -235,6 +236,8 @@ def sparsity(
         for path, leaf, mask in zip(flat.paths, flat.leaves, pruned, strict=True)
         if _leaves.is_inexact(leaf)
     ]
+    if any(_leaves.is_traced(count.zeros) for _, _, count in counted):
+        _checks.fits_int32("sparsity", sum(count.size for _, _, count in counted))
     return Sparsity(
         prunable=_sum([count for _, chosen, count in counted if chosen]),
         total=_sum([count for _, _, count in counted]),
