@@ -183,7 +183,14 @@ def _count_nan(leaf: jax.Array) -> jax.Array:
     return jnp.sum(jnp.isnan(leaf), dtype=jnp.int32)
 
 
-def no_nan(name: str, path: str, leaf: Any) -> None:
+def no_nan(
+    name: str,
+    path: str,
+    leaf: Any,
+    *,
+    of: str = "entries",
+    hint: str = "Look for a division by zero or an overflow in the loss that gave them.",
+) -> None:
     """Refuses NaN where it can be seen; a traced leaf passes."""
     if _leaves.is_traced(leaf):
         return
@@ -192,6 +199,5 @@ def no_nan(name: str, path: str, leaf: Any) -> None:
         count = 0 if math.isfinite(float(_sum(leaf))) else int(_count_nan(leaf))
     if count:
         raise ValueError(
-            f"`{name}` must not be NaN: {count} of {np.size(leaf)} entries are, at {path!r}. "
-            "Look for a division by zero or an overflow in the loss that gave them."
+            f"`{name}` must not be NaN: {count} of {np.size(leaf)} {of} are, at {path!r}. {hint}"
         )

@@ -13,6 +13,8 @@ from sparsejax import _checks, _leaves, allocation, filters, selection
 from sparsejax._typing import Filter, Scalar
 from sparsejax.granularities import NM, Granularity, Unstructured
 
+_POOLED = "The pool adds infinite scores of both signs, or divides by zero."
+
 
 class Scored(NamedTuple):
     """A prunable leaf's scores; `stacked` if its first axis counts layers."""
@@ -74,8 +76,8 @@ def check(
         _checks.integer("count", amount.removed)
     else:
         raise ValueError(
-            f"`sparsity` and `count` exclude each other, got {amount.sparsity} and "
-            f"{amount.removed}."
+            "`sparsity` must be left out where `count` is given, got "
+            f"{_leaves.brief(amount.sparsity)} and {_leaves.brief(amount.removed)}; give one."
         )
 
 
@@ -84,7 +86,7 @@ def scored(path: str, scores: jax.Array, stacked: Filter | None) -> Scored:
     if stacked is None:
         return Scored(path, scores, False)
     _checks.function("stacked", stacked, "(path, leaf) -> bool", 'filters.by_path("blocks.*")')
-    yes = filters.answer(stacked, path, scores)
+    yes = filters.answer(stacked, path, scores, name="stacked")
     if yes and scores.ndim < 2:
         raise ValueError(
             "`stacked` must select leaves whose first axis counts layers, got "
@@ -113,7 +115,7 @@ def best_units(
     ]
     if granularity != Unstructured():
         for leaf, scores in zip(leaves, units, strict=True):
-            _checks.no_nan("scores", leaf.path, scores)
+            _checks.no_nan("scores", leaf.path, scores, of="units", hint=_POOLED)
     if allocate is not None:
         kept = _keep_some_each(leaves, units, _allocated(leaves, units, amount, allocate))
     elif per_leaf:
@@ -146,7 +148,15 @@ def _keep_some_each(
     for i, leaf in enumerate(leaves):
         if leaf.stacked:
             others = tuple(range(1, units[i].ndim))
-            keep = jnp.asarray(np.array(counts[i], np.int32) if _known(counts[i]) else counts[i])
+            n = _units_of_layer(leaf, units[i])
+            if n >= 2**31:
+                raise ValueError(
+                    "`scores` must have fewer than 2**31 units in a layer of a stacked leaf, got "
+                    f"{n} in {_leaves.describe(leaf.scores)} at {leaf.path!r}; take another "
+                    'granularity, or scope="global".'
+                )
+            known = not _leaves.is_traced(*counts[i])
+            keep = np.array(counts[i], np.int32) if known else jnp.stack(counts[i])
             kept[i] = selection.keep_largest_along(units[i], keep, others)
     return [kept[i] for i in range(len(leaves))]
 
@@ -178,10 +188,6 @@ def _each_layer(stacked: bool, f: Any, array: jax.Array) -> jax.Array:
         one = jax.eval_shape(f, jax.ShapeDtypeStruct(array.shape[1:], array.dtype))
         return jnp.zeros((0, *one.shape), one.dtype)
     return jax.vmap(f)(array)
-
-
-def _known(counts: list[Any]) -> bool:
-    return not _leaves.is_traced(*counts)
 
 
 def _check_allocation(amount: Amount, scope: Any, allocate: Any) -> None:

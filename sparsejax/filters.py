@@ -207,16 +207,16 @@ def selected(prunable: Filter, tree: Params) -> list[bool]:
     return answers
 
 
-def answer(prunable: Filter, path: str, leaf: Any) -> bool:
+def answer(filter_: Filter, path: str, leaf: Any, *, name: str = "prunable") -> bool:
     """Which way a filter decides on one leaf; refuses what is no answer, as in `selected`."""
-    decision = prunable(path, leaf)
+    decision = filter_(path, leaf)
     if not isinstance(decision, bool):
         raise TypeError(
-            f"`prunable` must answer True or False, got {_leaves.brief(decision)} at {path!r}."
+            f"`{name}` must answer True or False, got {_leaves.brief(decision)} at {path!r}."
         )
     if decision and not _leaves.is_inexact(leaf):
         raise TypeError(
-            f"`prunable` must select floating arrays only, got {_leaves.describe(leaf)} at "
+            f"`{name}` must select floating arrays only, got {_leaves.describe(leaf)} at "
             f"{path!r}; combine it: filters.all_of(filters.floating, ...)."
         )
     return decision

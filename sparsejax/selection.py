@@ -175,6 +175,8 @@ def keep_largest_each(scores: Sequence[jax.Array], keep: Sequence[Any]) -> list[
         raise ValueError(
             f"`keep` must have one count for each of {len(scores)} arrays, got {len(keep)}."
         )
+    if not scores:
+        return []
     counts = [_as_wide("keep", k, _counting.size(s)) for s, k in zip(scores, keep, strict=True)]
     masks: list[jax.Array] = _masks(tuple(scores), tuple(range(len(scores))), _counts.stack(counts))
     return masks
@@ -197,7 +199,8 @@ def keep_largest_along(scores: jax.Array, keep: Any, axis: int | Sequence[int] =
 
     Raises:
       TypeError: if scores are not floating, `keep` not an integer or `axis` not one or several.
-      ValueError: if an axis is out of range, `keep` does not broadcast, or is out of range.
+      ValueError: if an axis is out of range, `keep` does not broadcast, or is out of range; or if
+        an explicit mesh shards another axis than these, over which JAX cannot map such a loop.
 
     Example:
       >>> import jax.numpy as jnp
@@ -211,6 +214,7 @@ def keep_largest_along(scores: jax.Array, keep: Any, axis: int | Sequence[int] =
     others = [a for a in range(np.ndim(scores)) if a not in competing]
     shape = tuple(np.shape(scores)[a] for a in others)
     n = math.prod(np.shape(scores)[a] for a in competing)
+    _check_shards(scores, others)
     keep = _counts_along(keep, shape, n)
 
     def mask(row: jax.Array, count: jax.Array) -> jax.Array:
@@ -299,6 +303,17 @@ def _check_scores(scores: Sequence[Any]) -> None:
                 "split it, or move another axis to the front."
             )
     _check_total(sum(map(_counting.size, scores)))
+
+
+def _check_shards(scores: Any, others: Sequence[int]) -> None:
+    """An explicit mesh has its axes in the type; an auto mesh has not, and will do."""
+    spec = jax.typeof(scores).sharding.spec
+    if any(axis < len(spec) and spec[axis] is not None for axis in others):
+        raise ValueError(
+            "`scores` must not be sharded over an explicit mesh along axes other than those along "
+            f"which entries compete, got {jax.typeof(scores)}; reshard them to other axes, or make "
+            "the mesh with axis_types of jax.sharding.AxisType.Auto."
+        )
 
 
 def _check_total(n: int) -> None:

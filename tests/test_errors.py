@@ -15,7 +15,18 @@ import pytest
 from flax import nnx
 
 import sparsejax as sj
-from sparsejax import criteria, datasets, filters, masking, models, penalties, selection, transforms
+from sparsejax import (
+    allocation,
+    criteria,
+    datasets,
+    filters,
+    granularities,
+    masking,
+    models,
+    penalties,
+    selection,
+    transforms,
+)
 
 W = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
 B = np.ones(2, np.float32)
@@ -36,6 +47,11 @@ APPLY, CNN_PARAMS = models.functional(CNN)
 def net(**leaves):
     """`PARAMS` with other leaves."""
     return {"net": PARAMS["net"] | leaves}
+
+
+def abstract(f, *shape):
+    """Calls a function of an array that is too large to exist."""
+    return jax.eval_shape(f, jax.ShapeDtypeStruct(shape, np.float32))
 
 
 def linear(params, x):
@@ -225,6 +241,317 @@ SELECTION = {
         lambda: selection.removed_count(90, 10),
         ValueError,
         r"`sparsity` must be in \[0, 1\) \(a fraction, not a percentage\), got 90",
+    ),
+    "removed_count of too many": (
+        lambda: selection.removed_count(0.5, 2**48),
+        ValueError,
+        r"`scores` must have fewer than 2\*\*48 entries in all, got 281474976710656",
+    ),
+    "rest_count of a fraction": (
+        lambda: selection.rest_count(0.5, 10),
+        TypeError,
+        r"`count` must be one integer, got 0\.5",
+    ),
+    "rest_count of a boolean": (
+        lambda: selection.rest_count(True, 10),
+        TypeError,
+        r"`count` must be one integer, got True",
+    ),
+    "rest_count of more than there are": (
+        lambda: selection.rest_count(11, 10),
+        ValueError,
+        r"`count` must be from 0 to 10, the number of what may be pruned, got 11\.",
+    ),
+    "rest_count of too many": (
+        lambda: selection.rest_count(1, 2**48),
+        ValueError,
+        r"`scores` must have fewer than 2\*\*48 entries in all, got 281474976710656",
+    ),
+    "keep_largest of too many rows": (
+        lambda: abstract(lambda s: selection.keep_largest([s], 1), 2**31, 1),
+        ValueError,
+        r"`scores` must have fewer than 2\*\*31 rows, .*got float32\[2147483648,1\]; split it, or",
+    ),
+    "keep_largest of a too long vector": (
+        lambda: abstract(lambda s: selection.keep_largest([s], 1), 2**31),
+        ValueError,
+        r"`scores` must have .* fewer entries in each row .*got float32\[2147483648\]",
+    ),
+    "keep_largest_each of one count for two": (
+        lambda: selection.keep_largest_each([B, W], [1]),
+        ValueError,
+        r"`keep` must have one count for each of 2 arrays, got 1",
+    ),
+    "keep_largest_each of more than there are": (
+        lambda: selection.keep_largest_each([W, B], [3, 3]),
+        ValueError,
+        r"`keep` must be from 0 to 2, the number of scores, got 3",
+    ),
+    "keep_largest_each of fractions": (
+        lambda: selection.keep_largest_each([B], [0.5]),
+        TypeError,
+        r"`keep` must be one integer, got 0\.5",
+    ),
+    "keep_largest_each of integers": (
+        lambda: selection.keep_largest_each([np.arange(3)], [1]),
+        TypeError,
+        r"`scores` must be real floating arrays, got int64\[3\]; astype",
+    ),
+    "keep_largest_along of integers": (
+        lambda: selection.keep_largest_along(np.arange(3), 1),
+        TypeError,
+        r"`scores` must be real floating arrays, got int64\[3\]; astype",
+    ),
+    "keep_largest_along no axis": (
+        lambda: selection.keep_largest_along(W, 1, None),
+        TypeError,
+        r"`axis` must be an integer or several, got None",
+    ),
+    "keep_largest_along a boolean": (
+        lambda: selection.keep_largest_along(W, 1, (0, True)),
+        TypeError,
+        r"`axis` must be an integer or several, got \(0, True\)",
+    ),
+    "keep_largest_along an axis too far": (
+        lambda: selection.keep_largest_along(W, 1, 2),
+        ValueError,
+        r"`axis` must name axes from -2 to 1, each once, got 2",
+    ),
+    "keep_largest_along an axis twice": (
+        lambda: selection.keep_largest_along(W, 1, (1, -1)),
+        ValueError,
+        r"`axis` must name axes from -2 to 1, each once, got \(1, -1\)",
+    ),
+    "keep_largest_along of fractions": (
+        lambda: selection.keep_largest_along(W, B / 2),
+        TypeError,
+        r"`keep` must be integers, got array\(\[0\.5, 0\.5\]",
+    ),
+    "keep_largest_along of more than there are": (
+        lambda: selection.keep_largest_along(W, np.array([1, 3])),
+        ValueError,
+        r"`keep` must be from 0 to 2, the number of scores along `axis`, got array\(\[1, 3\]",
+    ),
+    "keep_largest_along of counts of another shape": (
+        lambda: selection.keep_largest_along(W, np.array([1, 1, 1])),
+        ValueError,
+        r"`keep` must broadcast to \(2,\), the other axes of `scores`, got shape \(3,\)",
+    ),
+    "keep_largest_along of too many entries": (
+        lambda: abstract(lambda s: selection.keep_largest_along(s, 1, (0, 1)), 50_000, 50_000),
+        ValueError,
+        r"`scores` must have fewer than 2\*\*31 entries along `axis`, got 2500000000",
+    ),
+    "kth_largest of integers": (
+        lambda: selection.kth_largest([np.arange(3)], 1),
+        TypeError,
+        r"`scores` must be real floating arrays, got int64\[3\]; astype",
+    ),
+    "kth_largest of a fraction": (
+        lambda: selection.kth_largest([B], 0.5),
+        TypeError,
+        r"`k` must be one integer, got 0\.5",
+    ),
+    "kth_largest of the zeroth": (
+        lambda: selection.kth_largest([B], 0),
+        ValueError,
+        r"`k` must be from 1 to 2, the number of scores, got 0",
+    ),
+    "kth_largest of nothing": (
+        lambda: selection.kth_largest([B[:0]], 1),
+        ValueError,
+        r"`k` must be from 1 to 0, the number of scores, got 1",
+    ),
+}
+
+TOPK = {
+    "topk of nothing": (
+        lambda: masking.topk(PARAMS),
+        ValueError,
+        r"`sparsity` must be given \(topk\(scores, 0\.9\)\), or how many to prune .*count=1000",
+    ),
+    "topk of both": (
+        lambda: masking.topk(PARAMS, 0.5, count=3),
+        ValueError,
+        r"`sparsity` .*`count`.*0\.5.* 3",
+    ),
+    "topk of text": (
+        lambda: masking.topk(PARAMS, "0.5"),
+        TypeError,
+        r"`sparsity` must be one real number, got '0\.5'",
+    ),
+    "topk of complex scores": (
+        lambda: masking.topk({"w": W + 1j}, 0.5, prunable=filters.by_path("w")),
+        TypeError,
+        r"`scores` must be real floating arrays, got complex64\[2,2\] at 'w'; take jnp\.abs",
+    ),
+    "topk of a count that is a fraction": (
+        lambda: masking.topk(PARAMS, count=0.5),
+        TypeError,
+        r"`count` must be one integer, got 0\.5",
+    ),
+    "topk of several counts": (
+        lambda: masking.topk(PARAMS, count=np.array([1, 2])),
+        TypeError,
+        r"`count` must be one integer, got array\(\[1, 2\]",
+    ),
+    "topk of a count below zero": (
+        lambda: masking.topk(PARAMS, count=-1),
+        ValueError,
+        r"`count` must be from 0 to 4, the number of what may be pruned, got -1\.",
+    ),
+    "topk of a count of more than there are": (
+        lambda: masking.topk(PARAMS, count=5),
+        ValueError,
+        r"`count` must be from 0 to 4, .*, got 5\.",
+    ),
+    "topk of a count of more channels than there are": (
+        lambda: masking.topk(PARAMS, count=3, granularity=granularities.Channel()),
+        ValueError,
+        r"`count` must be from 0 to 2, .*, got 3\.",
+    ),
+    "topk of a count of more than a leaf has": (
+        lambda: masking.topk(net(v=X), count=5, scope="per_leaf"),
+        ValueError,
+        r"`count` must be from 0 to 4, .*, got 5 at 'net\.w'\.",
+    ),
+    "topk with a granularity that was not made": (
+        lambda: masking.topk(PARAMS, 0.5, granularity=granularities.Channel),
+        TypeError,
+        r"`granularity` must be a value of sparsejax\.granularities such as NM\(2, 4\), got <class",
+    ),
+    "topk with a granularity of text": (
+        lambda: masking.topk(PARAMS, 0.5, granularity="channel"),
+        TypeError,
+        r"`granularity` must be a value of .*, got 'channel'",
+    ),
+    "topk of channels along a missing axis": (
+        lambda: masking.topk(PARAMS, 0.5, granularity=granularities.Channel(2)),
+        ValueError,
+        r"`axis` must be an axis of the leaf, got 2 for float32\[2,2\] at 'net\.w'; choose",
+    ),
+    "topk of channels along an axis that a layer lacks": (
+        lambda: masking.topk(
+            PARAMS, 0.5, granularity=granularities.Channel(1), stacked=filters.weights
+        ),
+        ValueError,
+        r"`axis` must be an axis of the leaf, got 1 for float32\[2\] at 'net\.w'; choose",
+    ),
+    "topk with a pool that does not pool": (
+        lambda: masking.topk(
+            PARAMS, 0.5, granularity=granularities.Channel(pool=lambda s, axis: s)
+        ),
+        ValueError,
+        r"`pool` must return one floating score for each unit, of shape \(2,\)",
+    ),
+    "topk with a pool that makes NaN": (
+        lambda: masking.topk(
+            {"w": np.array([[np.inf, 1.0], [-np.inf, 1.0]])},
+            0.5,
+            granularity=granularities.Channel(),
+        ),
+        ValueError,
+        r"`scores` must not be NaN: 1 of 2 units are, at 'w'",
+    ),
+    "topk by N:M with a sparsity": (
+        lambda: masking.topk(PARAMS, 0.5, granularity=granularities.NM(1, 2)),
+        ValueError,
+        r"`sparsity` must be left out with `granularity` = NM\(n=1, m=2, axis=-2\), .*got 0\.5",
+    ),
+    "topk by N:M with a count": (
+        lambda: masking.topk(PARAMS, count=2, granularity=granularities.NM(1, 2)),
+        ValueError,
+        r"`count` must be left out with `granularity` = NM.*, got 2",
+    ),
+    "topk by N:M with a scope": (
+        lambda: masking.topk(PARAMS, scope="per_leaf", granularity=granularities.NM(1, 2)),
+        ValueError,
+        r"`scope` must be left out with `granularity` = NM.*, got 'per_leaf'",
+    ),
+    "topk by N:M with an allocation": (
+        lambda: masking.topk(
+            PARAMS, allocation=allocation.uniform, granularity=granularities.NM(1, 2)
+        ),
+        ValueError,
+        r"`allocation` must be left out with `granularity` = NM.*, got <function uniform",
+    ),
+    "topk by N:M along a missing axis": (
+        lambda: masking.topk(PARAMS, granularity=granularities.NM(1, 2, axis=2)),
+        ValueError,
+        r"`axis` must be an axis of the leaf, got 2 for float32\[2,2\] at 'net\.w'; choose",
+    ),
+    "topk with an allocation by name": (
+        lambda: masking.topk(PARAMS, 0.5, allocation="erk"),
+        TypeError,
+        r"`allocation` must be a function \(layers, keep\) -> counts, got 'erk'; for example alloc",
+    ),
+    "topk with an allocation in the global scope": (
+        lambda: masking.topk(PARAMS, 0.5, allocation=allocation.uniform, scope="global"),
+        ValueError,
+        r'`scope` must be "per_leaf" \(or left out\) with an `allocation`, .*got "global"',
+    ),
+    "topk with an allocation of a traced sparsity": (
+        lambda: jax.jit(lambda s: masking.topk(PARAMS, s, allocation=allocation.uniform))(0.5),
+        ValueError,
+        r"`allocation` needs a `sparsity` or `count` that is known before tracing, .*static",
+    ),
+    "topk with an allocation of a traced count": (
+        lambda: jax.jit(lambda k: masking.topk(PARAMS, count=k, allocation=allocation.uniform))(1),
+        ValueError,
+        r"`allocation` needs a `sparsity` or `count` that is known before tracing, .*static",
+    ),
+    "topk with an allocation that does not add up": (
+        lambda: masking.topk(PARAMS, 0.5, allocation=lambda layers, keep: [keep - 1]),
+        ValueError,
+        r"`allocation` must keep 2 units in all, got 1",
+    ),
+    "topk with an allocation that cannot be met": (
+        lambda: masking.topk(
+            PARAMS, 0.5, allocation=allocation.override(allocation.uniform, {"*.w": 1.0})
+        ),
+        ValueError,
+        r"`densities` must not keep more than `keep` units, 2, got 4",
+    ),
+    "topk with a list of stacked paths": (
+        lambda: masking.topk(PARAMS, 0.5, stacked=["net.w"]),
+        TypeError,
+        r"`stacked` must be a function \(path, leaf\) -> bool, got \['net\.w'\]; .*by_path",
+    ),
+    "topk with an answer about stacked leaves that is none": (
+        lambda: masking.topk(PARAMS, 0.5, stacked=lambda path, leaf: None),
+        TypeError,
+        r"`stacked` must answer True or False, got None at 'net\.w'",
+    ),
+    "topk of a stacked vector": (
+        lambda: masking.topk(PARAMS, 0.5, prunable=filters.floating, stacked=filters.floating),
+        ValueError,
+        r"`stacked` must select leaves whose first axis .*got float32\[2\] at 'net\.b', which",
+    ),
+    "topk of too many rows": (
+        lambda: abstract(lambda s: masking.topk(s, 0.5), 2**31, 1),
+        ValueError,
+        r"`scores` must have fewer than 2\*\*31 rows, .*got float32\[2147483648,1\]; split it, or",
+    ),
+    "topk of too long rows": (
+        lambda: abstract(lambda s: masking.topk(s, 0.5, scope="per_leaf"), 2, 2**16, 2**15),
+        ValueError,
+        r"`scores` must have .* fewer entries in each row .*got float32\[2,65536,32768\]; split",
+    ),
+    "topk of too many entries": (
+        lambda: abstract(lambda s: masking.topk(s, 0.5), 2**24, 2**24),
+        ValueError,
+        r"`scores` must have fewer than 2\*\*48 entries in all, got 281474976710656",
+    ),
+    "topk of too large layers": (
+        lambda: jax.eval_shape(
+            lambda tree: masking.topk(tree, 0.1, scope="per_leaf", stacked=filters.by_path("s")),
+            {
+                "s": jax.ShapeDtypeStruct((2, 50_000, 50_000), np.float32),
+                "w": jax.ShapeDtypeStruct((2, 2), np.float32),
+            },
+        ),
+        ValueError,
+        r"`scores` must have fewer .*(2500000000|float32\[2,50000,50000\])",
     ),
 }
 
@@ -632,13 +959,6 @@ TRANSFORMS = {
         ValueError,
         r"`step_size` must be >= 0, got -1\.0",
     ),
-    "topk of too many entries": (
-        lambda: jax.eval_shape(
-            lambda s: masking.topk(s, 0.5), jax.ShapeDtypeStruct((50_000, 50_000), np.float32)
-        ),
-        ValueError,
-        r"`scores` must have fewer than 2\*\*31 prunable entries in all, got 2500000000\. Select",
-    ),
     "functional of a class": (
         lambda: models.functional(models.CNN),
         TypeError,
@@ -719,10 +1039,12 @@ MODELS_AND_DATASETS = {
     ),
 }
 
-ROWS = FILTERS | CRITERIA | SELECTION | MASKING | PENALTIES | TRANSFORMS | MODELS_AND_DATASETS
+ROWS = (
+    FILTERS | CRITERIA | SELECTION | TOPK | MASKING | PENALTIES | TRANSFORMS | MODELS_AND_DATASETS
+)
 
 # Here the scores are computed, and what a jitted function computes cannot be looked at.
-EAGER_ONLY = {"prune_tree with NaN gradients"}
+EAGER_ONLY = {"prune_tree with NaN gradients", "topk with a pool that makes NaN"}
 
 
 def each(rows):

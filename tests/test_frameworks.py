@@ -16,7 +16,7 @@ from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
 import sparsejax as sj
-from sparsejax import _tree, criteria, masking, penalties
+from sparsejax import _tree, criteria, granularities, mask_sets, masking, penalties
 
 
 def draw(seed, *shape):
@@ -258,6 +258,12 @@ OPERATIONS = {
     "topk": lambda case, params, grads: masking.topk(criteria.magnitude(params), 0.5),
     "topk_per_leaf": lambda case, params, grads: masking.topk(
         criteria.taylor(params, grads), 0.5, scope="per_leaf"
+    ),
+    "topk_channels": lambda case, params, grads: masking.topk(
+        criteria.magnitude(params), 0.5, granularity=granularities.Channel(pool=jnp.max)
+    ),
+    "intersection": lambda case, params, grads: mask_sets.intersection(
+        halves(params), masking.topk(criteria.taylor(params, grads), 0.5)
     ),
     "prune_masks": lambda case, params, grads: sj.prune_masks(params, grads, 0.1),
     "prune_tree": lambda case, params, grads: sj.prune_tree(params, grads, 0.1),
