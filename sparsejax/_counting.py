@@ -244,7 +244,9 @@ def _sample(arrays: list[jax.Array]) -> list[jax.Array]:
     rng = np.random.default_rng(0)
     points = []
     for a, share in zip(arrays, shares, strict=True):
-        if share:
+        if share and a.ndim == 0:
+            points.append(a.reshape(1))
+        elif share:
             flat = np.sort(rng.integers(0, size(a), share * (_SAMPLE // clusters)))
             coordinates = tuple(c.astype(np.int32) for c in np.unravel_index(flat, a.shape))
             everywhere = _replicated(a)

@@ -6,7 +6,7 @@ many entries reach each of six candidates inside the bracket of what is still po
 proposes the first candidates, interpolation the next: at 0.25, 0.9 and 3 standard deviations on
 both sides of the estimate, so that the bracket shrinks to about the square root of what it held.
 Where it does not, the next candidates cut it evenly, so that no input takes more than some 24
-passes a digit.
+passes a digit of 32 bits.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def settle(
 
     Args:
       count: counts entries, by their digit number `level`; those whose earlier digits are above the
-        settled ones reach everything, those below nothing.
+        settled ones reach everything, those below nothing. No digit is the highest integer.
       k: how many entries are to be in, at most `total`.
       total: how many there are.
       first: the first candidates for the first digit, ascending, of its dtype.
@@ -171,7 +171,7 @@ def _tighten(search: Search, counts: Wide, k: Wide) -> Search:
     at_low_high, at_high_high = edges(search.at_low.high, counts.high, search.at_high.high)
     at_low_low, at_high_low = edges(search.at_low.low, counts.low, search.at_high.low)
     at_low, at_high = Wide(at_low_high, at_low_low), Wide(at_high_high, at_high_low)
-    stuck = _width(low, high) * _STUCK > _width(search.low, search.high)
+    stuck = _width(low, high) > _width(search.low, search.high) // _STUCK
     shares = jnp.where(stuck[:, None], _EVENLY, _estimates(at_low, at_high, k))
     return search._replace(
         low=low, high=high, at_low=at_low, at_high=at_high, candidates=_between(low, high, shares)

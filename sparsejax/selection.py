@@ -190,8 +190,8 @@ def keep_largest_along(scores: jax.Array, keep: Any, axis: int | Sequence[int] =
 
     Args:
       scores: a floating array.
-      keep: how many to keep, an int or an integer array that broadcasts to the shape of the other
-        axes.
+      keep: how many to keep, an int or an integer array with the shape of the other axes (or 1
+        along some).
       axis: the axes along which entries compete.
 
     Returns:
@@ -252,9 +252,12 @@ def kth_largest(scores: Sequence[jax.Array], k: Any) -> jax.Array:
     """
     _check_scores(scores)
     n = sum(_counting.size(s) for s in scores)
-    _checks.integer("k", k)
-    if not _leaves.is_traced(k) and not 1 <= int(k) <= n:
-        raise ValueError(f"`k` must be from 1 to {n}, the number of scores, got {k}.")
+    if not isinstance(k, Wide):
+        _checks.integer("k", k)
+        if not _leaves.is_traced(k) and not 1 <= int(k) <= n:
+            raise ValueError(f"`k` must be from 1 to {n}, the number of scores, got {k}.")
+    if n == 0:
+        return jnp.full((), jnp.nan, _counting.common_dtype([*scores, jnp.zeros(0)]))
     value: jax.Array = _kth_largest(tuple(scores), _as_wide("k", k, n), _outside(k, n))
     return value
 
@@ -302,7 +305,14 @@ def _check_scores(scores: Sequence[Any]) -> None:
                 f"index of the first axis holds; a vector is one row), got {_leaves.describe(s)}; "
                 "split it, or move another axis to the front."
             )
-    _check_total(sum(map(_counting.size, scores)))
+    total = sum(map(_counting.size, scores))
+    _check_total(total)
+    rows = sum(_counting.rows(s)[0] for s in scores)
+    if total >= 2**31 and rows >= 2**31:
+        raise ValueError(
+            f"`scores` must have fewer than 2**31 rows in all (indices of first axes), got {rows}; "
+            "move other axes to the front."
+        )
 
 
 def _check_shards(scores: Any, others: Sequence[int]) -> None:
@@ -357,4 +367,9 @@ def _counts_along(keep: Any, shape: tuple[int, ...], n: int) -> jax.Array:
 
 
 def _outside(k: Any, n: int) -> jax.Array:
-    return jnp.asarray((k < 1) | (k > n))
+    """Whether a traced k is not from 1 to n; a concrete one has been checked."""
+    if isinstance(k, Wide):
+        return _counts.equal(k, _counts.wide(0)) | ~_counts.at_least(_counts.wide(n), k)
+    if not _leaves.is_traced(k):
+        return jnp.zeros((), bool)
+    return (k < 1) | (k > min(n, int(jnp.iinfo(k.dtype).max)))

@@ -30,6 +30,8 @@ SPECS = {
     "rows over all": PartitionSpec(("a", "b")),
     "replicated": PartitionSpec(),
 }
+AXES = {"auto": jax.sharding.AxisType.Auto, "explicit": jax.sharding.AxisType.Explicit}
+SAMPLED = (512, 520)  # from 2**18 entries on a sample proposes the first candidates
 
 
 def some_arrays(group):
@@ -49,6 +51,15 @@ def assert_same_masks(got, expected):
 def ties(shape, seed=0):
     """Five different values, so that a cut nearly always falls among equal ones."""
     return np.random.default_rng(seed).integers(-2, 3, shape).astype(np.float32)
+
+
+def each_largest(arrays, keep):
+    return [oracles.keep_largest([a], k)[0] for a, k in zip(arrays, keep, strict=True)]
+
+
+def scratch(f, *args):
+    """The bytes that a compiled function needs beside its arguments and results."""
+    return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
 # ---- keep_largest
@@ -174,39 +185,71 @@ def test_keep_largest_of_no_arrays_is_no_mask():
 @pytest.mark.parametrize("first", SPECS.values(), ids=SPECS.keys())
 @pytest.mark.parametrize("second", [SPECS["rows"], SPECS["columns"]], ids=["rows", "columns"])
 def test_keep_largest_sharded_equals_a_stable_sort(first, second):
-    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     arrays = [ties((8, 16)), ties((24, 4, 3), seed=1)]
-    placed = [
-        jax.device_put(a, NamedSharding(mesh, spec))
-        for a, spec in zip(arrays, (first, second), strict=True)
-    ]
+    placed = [on_mesh(a, spec) for a, spec in zip(arrays, (first, second), strict=True)]
     got = selection.keep_largest(placed, 201)
     assert_same_masks(got, oracles.keep_largest(arrays, 201))
 
 
-def test_keep_largest_leaves_shards_where_they_are(sharded_pair):
-    masks = selection.keep_largest(sharded_pair, 201)
-    for mask, score in zip(masks, sharded_pair, strict=True):
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES.keys())
+@pytest.mark.parametrize("spec", ["rows", "columns", "both"])
+def test_keep_largest_of_large_shards_equals_a_stable_sort(spec, axes):
+    arrays = [np.random.default_rng(0).normal(size=SAMPLED).astype(np.float32), ties((8, 16))]
+    keep = 54_321
+    program, placed = compiled(
+        lambda s: selection.keep_largest(s, keep),
+        [on_mesh(a, SPECS[spec], axes) for a in arrays],
+    )
+    masks = program(placed)
+    assert_same_masks(masks, oracles.keep_largest(arrays, keep))
+    assert_moves_only_counts(program)
+    for mask, score in zip(masks, placed, strict=True):
         assert mask.sharding.is_equivalent_to(score.sharding, score.ndim)
 
 
-def test_keep_largest_moves_only_counts_between_devices(sharded_pair):
-    compiled = jax.jit(lambda s: selection.keep_largest(s, 201)).lower(sharded_pair).compile()
-    moves = re.findall(
-        r"\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\(", compiled.as_text()
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES.keys())
+def test_keep_largest_each_of_large_shards_equals_a_stable_sort(axes):
+    arrays = [np.random.default_rng(0).normal(size=SAMPLED).astype(np.float32), ties((8, 16))]
+    keep = [54_321, 77]
+    specs = [SPECS["both"], SPECS["columns"]]
+    program, placed = compiled(
+        lambda s: selection.keep_largest_each(s, keep),
+        [on_mesh(a, spec, axes) for a, spec in zip(arrays, specs, strict=True)],
     )
-    sizes = [np.prod([int(n) for n in shape.split(",") if n]) for shape in moves]
-    assert max(sizes, default=0) <= 3 * jax.device_count()
+    assert_same_masks(program(placed), each_largest(arrays, keep))
+    assert_moves_only_counts(program)
 
 
-@pytest.fixture
-def sharded_pair():
-    """Two arrays of ties, one sharded by rows and one by columns."""
-    mesh = jax.make_mesh((8,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
-    return [
-        jax.device_put(ties((8, 40)), NamedSharding(mesh, PartitionSpec("a"))),
-        jax.device_put(ties((9, 16)), NamedSharding(mesh, PartitionSpec(None, "a"))),
-    ]
+def test_keep_largest_eager_leaves_shards_where_they_are():
+    placed = [on_mesh(ties((8, 40)), SPECS["rows"]), on_mesh(ties((9, 16)), SPECS["columns"])]
+    masks = selection.keep_largest(placed, 201)
+    for mask, score in zip(masks, placed, strict=True):
+        assert mask.sharding.is_equivalent_to(score.sharding, score.ndim)
+
+
+def on_mesh(array, spec, axes=jax.sharding.AxisType.Auto):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(axes,) * 2)
+    return jax.device_put(array, NamedSharding(mesh, spec))
+
+
+def compiled(f, scores):
+    return jax.jit(f).lower(scores).compile(), scores
+
+
+COLLECTIVE = re.compile(
+    r"= (\(.*?\)|\S+) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)"
+    r"(?:-start)?\("
+)
+
+
+def assert_moves_only_counts(program):
+    """Between devices go counts, some for each of them, and sums of them and of a sample."""
+    for shapes, kind in COLLECTIVE.findall(program.as_text()):
+        sizes = [
+            np.prod([int(n) for n in shape.split(",") if n])
+            for shape in re.findall(r"\[([\d,]*)\]", shapes)
+        ]
+        assert sum(sizes) <= (2**14 if kind == "all-reduce" else 6 * jax.device_count()), shapes
 
 
 def test_keep_largest_works_in_float64():
@@ -232,37 +275,269 @@ def test_keep_largest_needs_one_trace_for_all_counts():
     assert len(traces) == 1
 
 
-# ---- removed_count
+# ---- keep_largest with a sample
 
 
-def sparsities_around_halves(n):
-    """Float32 sparsities in [0, 1), most of them where sparsity * n is close to k + 1/2."""
-    rng = np.random.default_rng(n % 2**32)
-    halves = (rng.integers(0, max(n, 1), 2_000) + 0.5) / max(n, 1)
-    some = np.concatenate(
-        [halves, rng.uniform(size=500), np.arange(64) / 64, [1e-45, 1e-38, 2**-26, 2**-25, 1e-9]]
-    ).astype(np.float32)
-    near = np.concatenate([some, np.nextafter(some, 0), np.nextafter(some, 1)])
-    return near[near < 1]
+def sampled_arrays():
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=SAMPLED).astype(np.float32)
+    return {
+        "normal": normal,
+        "integers": ties(SAMPLED),
+        "mostly zeros": np.where(rng.uniform(size=SAMPLED) < 0.95, 0, normal).astype(np.float32),
+        "sorted": np.sort(normal, axis=None).reshape(SAMPLED),
+        "all equal": np.full(SAMPLED, 0.5, np.float32),
+        "denormals": (rng.integers(-(10**6), 10**6, SAMPLED) * 1e-45).astype(np.float32),
+        "half infinite": np.where(rng.uniform(size=SAMPLED) < 0.5, -np.inf, normal),
+        "one outlier": np.where(np.arange(normal.size).reshape(SAMPLED) == 98_765, 3e38, -3e38),
+    }
 
 
-@pytest.mark.parametrize(
-    "n",
-    [0, 1, 2, 3, 10, 36, 1_876, 266_200, 2**24 - 1, 2**24, 2**24 + 1, 2**29, 2**30 + 1, 2**31 - 1],
+@pytest.mark.parametrize("values", sampled_arrays().values(), ids=sampled_arrays().keys())
+def test_keep_largest_with_a_sample_equals_a_stable_sort(values):
+    scores = values.astype(np.float32)
+    for keep in (0, 1, 1_000, scores.size // 10, scores.size // 2 + 1, scores.size - 1):
+        expected = oracles.keep_largest([scores], keep)
+        assert_same_masks(selection.keep_largest([jnp.asarray(scores)], keep), expected)
+        assert_same_masks(_jitted(jnp.asarray(scores), keep), expected)
+
+
+@jax.jit
+def _jitted(scores, keep):
+    return selection.keep_largest([scores], keep)
+
+
+def test_keep_largest_with_a_sample_takes_leaves_of_different_scale():
+    rng = np.random.default_rng(0)
+    shapes_and_scales = [(SAMPLED, 1e-3), ((300, 7), 1e3), ((64, 3, 3), 1.0), ((), 1.0)]
+    arrays = [np.asarray(rng.normal(size=s) * x, np.float32) for s, x in shapes_and_scales]
+    for keep in (100, 2_000, 100_000):
+        got = selection.keep_largest(on_device(arrays), keep)
+        assert_same_masks(got, oracles.keep_largest(arrays, keep))
+
+
+def test_keep_largest_with_a_sample_takes_more_than_64_leaves():
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(64, 64)).astype(np.float32).round(2) for _ in range(66)]
+    got = selection.keep_largest(on_device(arrays), 33_333)
+    assert_same_masks(got, oracles.keep_largest(arrays, 33_333))
+
+
+def test_keep_largest_takes_a_sample_from_a_scalar():
+    arrays = [np.ones(8, np.float32), np.float32(3), np.zeros(2**18 - 9, np.float32)]
+    assert_same_masks(selection.keep_largest(on_device(arrays), 5), oracles.keep_largest(arrays, 5))
+
+
+def test_keep_largest_copies_no_scores():
+    scores = jax.ShapeDtypeStruct((2**20,), jnp.float32)
+    assert scratch(lambda s: selection.keep_largest([s], 10**5), scores) < 4 * 2**20 / 10
+
+
+# ---- keep_largest_each
+
+
+@given(data=st.data())
+def test_keep_largest_each_equals_keep_largest_of_each(data):
+    arrays = data.draw(some_arrays(GROUPS["mixed"]))
+    keep = [data.draw(st.integers(0, a.size)) for a in arrays]
+    got = selection.keep_largest_each(on_device(arrays), keep)
+    assert_same_masks(got, each_largest(arrays, keep))
+
+
+def test_keep_largest_each_takes_traced_counts():
+    arrays = [ties((4, 6)), ties((5,), seed=1)]
+    jitted = jax.jit(lambda keep: selection.keep_largest_each(on_device(arrays), keep))
+    for keep in ([0, 5], [13, 2], [24, 0]):
+        assert_same_masks(jitted(keep), each_largest(arrays, keep))
+
+
+def test_keep_largest_each_takes_large_arrays_beside_small_ones():
+    arrays = [ties(SAMPLED), ties((3, 4), seed=1), np.zeros((0, 2), np.float32)]
+    keep = [100_000, 5, 0]
+    got = selection.keep_largest_each(on_device(arrays), keep)
+    assert_same_masks(got, each_largest(arrays, keep))
+
+
+def test_keep_largest_each_of_no_arrays_is_no_mask():
+    assert selection.keep_largest_each([], []) == []
+
+
+def test_keep_largest_each_has_one_count_for_each_array():
+    with pytest.raises(ValueError, match="one count for each of 2 arrays, got 1"):
+        selection.keep_largest_each([jnp.ones(2), jnp.ones(3)], [1])
+
+
+# ---- keep_largest_along
+
+
+def largest_along(scores, keep, axes):
+    """The oracle along some axes: every other index is a selection of its own."""
+    others = [a for a in range(scores.ndim) if a not in [axis % scores.ndim for axis in axes]]
+    order = [*others, *sorted(axis % scores.ndim for axis in axes)]
+    moved = scores.transpose(order)
+    counts = np.broadcast_to(keep, moved.shape[: len(others)])
+    mask = np.zeros(moved.shape, bool)
+    for index in np.ndindex(counts.shape):
+        mask[index] = oracles.keep_largest([moved[index]], counts[index])[0]
+    return mask.transpose(np.argsort(order))
+
+
+@pytest.mark.parametrize("axes", [(-1,), (0,), (-1, 0), (2, 0, 1)], ids=str)
+def test_keep_largest_along_equals_stable_sorts(axes):
+    scores = ties((3, 4, 5))
+    n = int(np.prod([scores.shape[a] for a in axes]))
+    for keep in {0, 1, n // 2, n}:
+        got = selection.keep_largest_along(jnp.asarray(scores), keep, axes)
+        np.testing.assert_array_equal(got, largest_along(scores, keep, axes))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 1), ()], ids=str)
+def test_keep_largest_along_takes_counts_for_each_row(shape):
+    scores = ties((3, 4, 5))
+    keep = np.random.default_rng(0).integers(0, 5, shape)
+    expected = largest_along(scores, keep, (1,))
+    along = partial(selection.keep_largest_along, axis=1)
+    np.testing.assert_array_equal(along(jnp.asarray(scores), keep), expected)
+    np.testing.assert_array_equal(jax.jit(along)(scores, keep), expected)
+
+
+def test_keep_largest_along_maps_over_scores():
+    scores = ties((2, 3, 4))
+    got = jax.vmap(lambda s: selection.keep_largest_along(s, 2, 0))(jnp.asarray(scores))
+    np.testing.assert_array_equal(got, largest_along(scores, 2, (1,)))
+
+
+def test_keep_largest_along_clips_traced_counts():
+    jitted = jax.jit(lambda keep: selection.keep_largest_along(jnp.ones((2, 3)), keep))
+    assert jitted(jnp.array([-1, 7])).tolist() == [[False] * 3, [True] * 3]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)], ids=str)
+def test_keep_largest_along_of_nothing_is_empty(shape):
+    assert selection.keep_largest_along(jnp.zeros(shape), 0).shape == shape
+
+
+# ---- kth_largest
+
+
+def descending(arrays):
+    """All real numbers, NaN last."""
+    return -np.sort(-np.concatenate([np.ravel(a).astype(np.float64) for a in arrays]))
+
+
+@each_group
+@given(data=st.data())
+def test_kth_largest_equals_a_sort(group, data):
+    arrays = data.draw(some_arrays(group))
+    k = data.draw(st.integers(1, sum(a.size for a in arrays)))
+    got = np.asarray(selection.kth_largest(on_device(arrays), k))
+    assert got.shape == () and got.dtype == np.float32
+    np.testing.assert_array_equal(got.astype(np.float64), descending(arrays)[k - 1])
+    assert got != 0 or not np.signbit(got)
+
+
+@pytest.mark.parametrize("dtype", oracles.FLOATS, ids=str)
+def test_kth_largest_equals_a_sort_for_every_k(dtype):
+    values = oracles.awkward(dtype)
+    kth = jax.jit(lambda k: selection.kth_largest([jnp.asarray(values)], k))
+    got = np.array([kth(k) for k in range(1, values.size + 1)], np.float64)
+    np.testing.assert_array_equal(got, descending([values]))
+
+
+def test_kth_largest_of_a_traced_k_out_of_range_is_nan():
+    kth = jax.jit(lambda k: selection.kth_largest([jnp.arange(3.0)], k))
+    got = [kth(k) for k in (-1, 0, 1, 3, 4)]
+    np.testing.assert_array_equal(got, [np.nan, np.nan, 2.0, 0.0, np.nan])
+
+
+def test_kth_largest_maps_over_scores_and_k():
+    got = jax.vmap(lambda s, k: selection.kth_largest([s], k))(
+        jnp.arange(12.0).reshape(3, 4), jnp.array([1, 2, 9])
+    )
+    np.testing.assert_array_equal(got, [3.0, 6.0, np.nan])
+
+
+def test_kth_largest_works_in_float64():
+    with jax.enable_x64(True):
+        values = np.array([1.0, 1.0 + 1e-15, -5e-324, 0.0, -np.inf])
+        got = [selection.kth_largest([jnp.asarray(values)], k) for k in range(1, 6)]
+        np.testing.assert_array_equal(got, descending([values]))
+
+
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES.keys())
+def test_kth_largest_of_large_shards_equals_a_sort(axes):
+    array = np.random.default_rng(0).normal(size=SAMPLED).astype(np.float32)
+    program, placed = compiled(
+        lambda s: selection.kth_largest(s, 12_345), [on_mesh(array, SPECS["both"], axes)]
+    )
+    assert float(program(placed)) == descending([array])[12_344]
+    assert_moves_only_counts(program)
+
+
+def test_kth_largest_copies_no_scores():
+    scores = jax.ShapeDtypeStruct((2**20,), jnp.float32)
+    assert scratch(lambda s: selection.kth_largest([s], 10**5), scores) < 4 * 2**20 / 10
+
+
+def test_kth_largest_takes_a_traced_k_of_more_than_2_to_the_31_entries():
+    scores = jax.ShapeDtypeStruct((5, 2**30), jnp.float32)
+    k = jax.ShapeDtypeStruct((), jnp.int32)
+    got = jax.eval_shape(lambda s, k: selection.kth_largest([s], k), scores, k)
+    assert (got.shape, got.dtype) == ((), jnp.float32)
+
+
+# ---- removed_count, kept_count, rest_count
+
+
+SPARSITIES = np.concatenate([np.linspace(0, 1, 97), [1e-9, 0.9, 2.0, -1.0, np.nan]]).astype(
+    np.float32
 )
+
+
+def removed(sparsity, n):
+    """By Python; a traced sparsity may be out of range."""
+    return round(min(max(float(np.nan_to_num(sparsity)), 0), 1) * n)
+
+
+@pytest.mark.parametrize("n", [0, 1, 36, 266_200, 2**24 + 1, 2**31 - 1])
 def test_removed_count_traced_is_that_of_python(n):
-    sparsities = sparsities_around_halves(n)
-    got = jax.jit(jax.vmap(lambda s: selection.removed_count(s, n)))(sparsities)
+    got = jax.jit(jax.vmap(lambda s: selection.removed_count(s, n)))(SPARSITIES)
     assert got.dtype == jnp.int32
-    np.testing.assert_array_equal(got, [round(float(s) * n) for s in sparsities])
+    np.testing.assert_array_equal(got, [removed(s, n) for s in SPARSITIES])
 
 
-def test_removed_count_traced_rounds_products_of_more_than_53_bits_as_python_does():
-    # m * n ends in 0.5 - 2^-24, which float64 rounds to 0.5, and that to the even number above.
-    m, n = 2**24 - 3, 1_093_315_243
-    sparsity = np.float32(m / 2**24)
-    got = jax.jit(lambda s: selection.removed_count(s, n))(sparsity)
-    assert int(got) == round(float(sparsity) * n)
+@pytest.mark.parametrize("n", [2**31, 5 * 10**9 + 3, 2**48 - 1])
+def test_removed_count_traced_of_many_is_two_numbers(n):
+    got = jax.jit(jax.vmap(lambda s: selection.removed_count(s, n)))(SPARSITIES)
+    np.testing.assert_array_equal(as_int64(got), [removed(s, n) for s in SPARSITIES])
+
+
+def as_int64(count):
+    high, low = (np.asarray(half, np.int64) for half in count)
+    return high * 2**24 + low
+
+
+@pytest.mark.parametrize("n", [10, 5 * 10**9 + 3])
+def test_kept_count_is_the_rest_of_removed_count(n):
+    kept = jax.jit(lambda s: selection.kept_count(s, n))(0.7)
+    kept = int(kept) if n < 2**31 else int(as_int64(kept))
+    assert kept == n - removed(np.float32(0.7), n)
+    assert selection.kept_count(0.7, n) == n - removed(0.7, n)
+
+
+@pytest.mark.parametrize(("count", "rest"), [(-1, 10), (0, 10), (3, 7), (10, 0), (11, 0)])
+def test_rest_count_clips_a_traced_count(count, rest):
+    assert int(jax.jit(lambda c: selection.rest_count(c, 10))(count)) == rest
+
+
+def test_rest_count_of_many_is_two_numbers():
+    got = jax.jit(lambda c: selection.rest_count(c, 5 * 10**9))(7)
+    assert as_int64(got) == 5 * 10**9 - 7
+
+
+def test_rest_count_refuses_a_known_count_out_of_range():
+    with pytest.raises(ValueError, match="from 0 to 10, the number of what may be pruned, got 11"):
+        selection.rest_count(11, 10)
 
 
 @pytest.mark.parametrize(
