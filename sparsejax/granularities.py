@@ -260,7 +260,8 @@ class NM:
     convolutions (out, in, height, width).
 
     Cost: one fused pass, in which every entry is compared with the m of its group, up to m = 32;
-    beyond, about 32 + log2(m) passes of counting. No sort, and a copy only where m does not divide.
+    beyond, the passes of `selection.keep_largest_along`. No sort, and a copy only where m does not
+    divide.
 
     Args:
       n: how many entries of a group are kept, from 1 to m.
@@ -349,8 +350,11 @@ def _highest(scores: jax.Array, n: int, m: int, axis: int) -> jax.Array:
         parts = jnp.split(scores, [length - length % m], axis)
         return jnp.concatenate([_highest(part, n, m, axis) for part in parts], axis)
     groups = _split_axis(scores, axis, m)
-    among = _highest_by_pairs if m <= _MOST_BY_PAIRS else _highest_by_counting
-    return among(selection.order_key(groups), n, axis + 1).reshape(scores.shape)
+    if m <= _MOST_BY_PAIRS:
+        mask = _highest_by_pairs(selection.order_key(groups), n, axis + 1)
+    else:
+        mask = selection.keep_largest_along(groups, min(n, m), axis + 1)
+    return mask.reshape(scores.shape)
 
 
 def _highest_by_pairs(keys: jax.Array, n: int, axis: int) -> jax.Array:
@@ -364,34 +368,6 @@ def _highest_by_pairs(keys: jax.Array, n: int, axis: int) -> jax.Array:
     index = partial(lax.broadcasted_iota, dtype, pairs)
     excess = (index(axis) >= index(axis + 1)).astype(dtype)
     return jnp.sum(other >= entry + excess, axis=axis, dtype=jnp.int32) < n
-
-
-def _highest_by_counting(keys: jax.Array, n: int, axis: int) -> jax.Array:
-    """True above the n-th largest key of the group, and at the first that equal it."""
-    m, info = keys.shape[axis], jnp.iinfo(keys.dtype)
-    cut = _nth_largest(keys, n, axis, int(info.min), info.bits)
-    above, tied = keys > cut, keys == cut
-    room = n - _count(above, axis)
-    earliness = jnp.where(tied, m - lax.broadcasted_iota(jnp.int32, keys.shape, axis), 0)
-    last = _nth_largest(earliness, room, axis, 0, m.bit_length())
-    return above | (tied & (earliness >= last))
-
-
-def _nth_largest(keys: jax.Array, n: Any, axis: int, low: int, bits: int) -> jax.Array:
-    """The largest integer in [low, low + 2^bits) that n keys of each group reach, bit by bit."""
-    one = keys.dtype.type(1)
-
-    def settle_bit(i: jax.Array, value: jax.Array) -> jax.Array:
-        # Two's complement wraps: low + bits runs through all integers in order.
-        higher = value + lax.shift_left(one, (bits - 1 - i).astype(keys.dtype))
-        return jnp.where(_count(keys >= higher, axis) >= n, higher, value)
-
-    shape = (*keys.shape[:axis], 1, *keys.shape[axis + 1 :])
-    return lax.fori_loop(0, bits, settle_bit, jnp.full(shape, low, keys.dtype))
-
-
-def _count(hits: jax.Array, axis: int) -> jax.Array:
-    return jnp.sum(hits, axis=axis, keepdims=True, dtype=jnp.int32)
 
 
 def _pool(pool: Pool, path: str, array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
