@@ -71,7 +71,9 @@ def axes(name: str, value: Any, rank: int) -> tuple[int, ...]:
         isinstance(a, bool) or not isinstance(a, int | np.integer) for a in given
     ):
         raise TypeError(f"`{name}` must be an integer or several, got {_leaves.brief(value)}.")
-    found = tuple(sorted(int(a) % max(rank, 1) for a in given))
+    if rank == 0:
+        raise ValueError(f"`{name}` must name axes of an array that has some, got {value}.")
+    found = tuple(sorted(int(a) % rank for a in given))
     if any(not -rank <= a < rank for a in given) or len(set(found)) < len(found):
         raise ValueError(
             f"`{name}` must name axes from {-rank} to {rank - 1}, each once, got {value}."

@@ -118,9 +118,9 @@ def digits(s: jax.Array, dtype: np.dtype, start: Sequence[Any] = ()) -> list[jax
     parts = [range(split), range(split, s.ndim)]
     for first, axes in zip(firsts, parts[-len(firsts) :], strict=True):
         # From coordinates, so that positions shard like the array.
-        index = jnp.broadcast_to(first, s.shape)
+        index = lax.full_like(found[0], first) if not axes else first
         for axis in axes:
-            steps = lax.broadcasted_iota(first.dtype, s.shape, axis)
+            steps = lax.broadcasted_iota(first.dtype, s.shape, axis, out_sharding=_explicit(s))
             stride = math.prod(s.shape[axis + 1 : axes.stop])
             index = index - (steps if stride == 1 else steps * (one * stride))
         found.append(index)
@@ -191,7 +191,7 @@ def settle(
 
 def smallest_key(scores: Sequence[jax.Array], cut: jax.Array, dtype: np.dtype) -> jax.Array:
     """The smallest key that is at least `cut`, the largest integer where there is none."""
-    highest = np.array(jnp.iinfo(cut.dtype).max)
+    highest = np.array(jnp.iinfo(cut.dtype).max, cut.dtype)
 
     def merge(a: Any, b: Any) -> Any:
         return lax.min(a[0], b[0]), lax.bitwise_or(a[1], b[1])
@@ -249,17 +249,17 @@ def _sample(arrays: list[jax.Array]) -> list[jax.Array]:
         elif share:
             flat = np.sort(rng.integers(0, size(a), share * (_SAMPLE // clusters)))
             coordinates = tuple(c.astype(np.int32) for c in np.unravel_index(flat, a.shape))
-            everywhere = _replicated(a)
-            points.append(a.at[coordinates].get(mode="promise_in_bounds", out_sharding=everywhere))
+            own = _explicit(a)
+            everywhere = own and jax.sharding.NamedSharding(own.mesh, jax.sharding.PartitionSpec())
+            gather = a.at[coordinates].get
+            points.append(gather(mode="promise_in_bounds", out_sharding=everywhere))
     return points
 
 
-def _replicated(s: jax.Array) -> jax.sharding.NamedSharding | None:
-    """What a gather from an array of an explicit mesh has to be told."""
-    mesh = jax.typeof(s).sharding.mesh
-    if jax.sharding.AxisType.Explicit not in mesh.axis_types:
-        return None
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+def _explicit(s: jax.Array) -> Any:
+    """The sharding of an array of an explicit mesh, where new arrays have to be told theirs."""
+    sharding = jax.typeof(s).sharding
+    return sharding if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types else None
 
 
 def flat(s: jax.Array) -> jax.Array:

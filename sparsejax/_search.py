@@ -139,7 +139,7 @@ def digit(
     for depth, (further, cut) in enumerate(zip(digits[1:], settled, strict=False), start=1):
         apart = lax.select(found > cut, highest, lowest)
         deeper = lax.select(found == cut, further, apart)
-        found = lax.select(jnp.broadcast_to(level >= depth, found.shape), deeper, found)
+        found = lax.select(jnp.asarray(level >= depth), deeper, found)
     return found
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import _checks, _leaves, allocation, filters, selection
+from sparsejax import _checks, _counting, _leaves, allocation, filters, selection
 from sparsejax._typing import Filter, Scalar
 from sparsejax.granularities import NM, Granularity, Unstructured
 
@@ -83,6 +83,12 @@ def check(
 
 def scored(path: str, scores: jax.Array, stacked: Filter | None) -> Scored:
     """A prunable leaf, with the answer of the filter for stacked leaves."""
+    if max(_counting.rows(scores)) >= 2**31:
+        raise ValueError(
+            "`scores` must have fewer than 2**31 rows, and fewer entries in each (what one index "
+            f"of the first axis holds), got {_leaves.describe(scores)} at {path!r}; split it, or "
+            "move another axis to the front."
+        )
     if stacked is None:
         return Scored(path, scores, False)
     _checks.function("stacked", stacked, "(path, leaf) -> bool", 'filters.by_path("blocks.*")')

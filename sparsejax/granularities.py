@@ -5,8 +5,10 @@ the scores of a leaf into one score a unit, and spread the decision about each u
 entries; which units stay is for `selection` to say. `NM` has nothing to choose among units: it
 fixes its own sparsity and answers with masks.
 
-All methods are pure, work under `jit` and `eval_shape`, and on sharded arrays; for a leaf that
-stacks layers, `vmap` them over it.
+All methods are pure, and work under `jit`, `eval_shape` and, for a leaf that stacks layers, `vmap`.
+On sharded arrays nothing moves where every unit lies inside one shard. Where units cross shards (a
+ragged block, a group longer than a shard), an auto mesh gathers what it needs, and an explicit mesh
+raises JAX's ShardingTypeError.
 """
 
 import dataclasses
@@ -189,6 +191,10 @@ class Channel:
     maximum is exact (on CPU, denormals may count as zero). A NaN makes its whole unit NaN. Channels
     without entries have score 0, whatever the pool.
 
+    Sums grow with the number of entries: where channels of layers of different sizes compete, a
+    global scope with `jnp.sum` may take all of a small layer. `jnp.mean`, a scope per leaf or an
+    allocation does not.
+
     Args:
       axis: the axis whose indices are the channels; negative ones count from the end.
       pool: `(scores, axis=tuple of axes) -> scores`: `jnp.sum`, `jnp.mean`, `jnp.max`, `l2`.
@@ -259,9 +265,9 @@ class NM:
     -2 for Flax kernels (..., in, out), -1 for Equinox and PyTorch matrices (out, in), 1 for their
     convolutions (out, in, height, width).
 
-    Cost: one fused pass, in which every entry is compared with the m of its group, up to m = 32;
-    beyond, the passes of `selection.keep_largest_along`. No sort, and a copy only where m does not
-    divide.
+    Cost: one fused pass, in which every entry is compared with the m of its group, up to m = 32,
+    and a copy only where m does not divide; beyond, some hundred reads and a few copies, by
+    `selection.keep_largest_along`. No sort.
 
     Args:
       n: how many entries of a group are kept, from 1 to m.

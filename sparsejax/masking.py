@@ -105,7 +105,8 @@ def topk(
       granularity: what is kept or pruned as one: a value of `sparsejax.granularities`. `NM` fixes
         its own sparsity, so that it stands alone.
       stacked: which leaves hold several layers along their first axis (as `jax.lax.scan` has them):
-        each of them counts as a leaf of its own. By default none.
+        each of them counts as a leaf of its own (where all entries of all leaves compete, that
+        changes nothing). By default none.
       prunable: which leaves are pruned; the others get a 0-d True.
 
     Returns:

@@ -280,7 +280,7 @@ SELECTION = {
     "keep_largest_each of one count for two": (
         lambda: selection.keep_largest_each([B, W], [1]),
         ValueError,
-        r"`keep` must have one count for each of 2 arrays, got 1",
+        r"`keep` must have one count for each of 2 arrays, got",
     ),
     "keep_largest_each of more than there are": (
         lambda: selection.keep_largest_each([W, B], [3, 3]),
@@ -530,12 +530,12 @@ TOPK = {
     "topk of too many rows": (
         lambda: abstract(lambda s: masking.topk(s, 0.5), 2**31, 1),
         ValueError,
-        r"`scores` must have fewer than 2\*\*31 rows, .*got float32\[2147483648,1\]; split it, or",
+        r"`scores` must have .*got float32\[2147483648,1\] at '\.'; split it",
     ),
     "topk of too long rows": (
         lambda: abstract(lambda s: masking.topk(s, 0.5, scope="per_leaf"), 2, 2**16, 2**15),
         ValueError,
-        r"`scores` must have .* fewer entries in each row .*got float32\[2,65536,32768\]; split",
+        r"`scores` must have .*got float32\[2,65536,32768\] at '\.'; split",
     ),
     "topk of too many entries": (
         lambda: abstract(lambda s: masking.topk(s, 0.5), 2**24, 2**24),
