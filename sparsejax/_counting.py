@@ -19,9 +19,9 @@ from sparsejax._keys import integer_like, order_key
 _SAMPLED_FROM = 2**18
 _SAMPLE = 2**14
 _SAMPLED_ARRAYS = 64
-# Arrays of fewer entries are packed where they have more sizes than this.
+# Arrays of fewer entries are packed where they are more than this.
 _SMALL = 2**17
-_SIZES = 32
+_MANY = 32
 # XLA:CPU gives a reduction to a scalar to one core, one to a vector to all.
 _LANES = 16
 _LANES_FROM = 2**20
@@ -49,13 +49,13 @@ class Packed(NamedTuple):
 
 
 def pack(scores: Sequence[jax.Array], groups: Groups) -> Packed:
-    """Packs small arrays where they have so many sizes that to compile for each would take long.
+    """Packs small arrays where they are so many that to compile for each would take long.
 
-    Every size takes XLA:CPU some 40 ms; a copy of few entries takes less. On one CPU only, since it
-    would move what is sharded.
+    Every array takes XLA:CPU some 40 ms; a copy of few entries takes less. On one CPU only, since
+    it would move what is sharded.
     """
-    sizes = {size(s) for s in scores if size(s) < _SMALL}
-    packs = _search.on_one_cpu() and len(sizes) > _SIZES
+    small = sum(size(s) < _SMALL for s in scores)
+    packs = _search.on_one_cpu() and small > _MANY
     runs: list[list[int]] = []
     for i, s in enumerate(scores):
         before = runs[-1][-1] if runs else i

@@ -124,8 +124,8 @@ def keep_largest(scores: Sequence[jax.Array], keep: Any) -> list[jax.Array]:
     Ties: the lower flat index wins, arrays in the order given. +0 and -0 are equal; NaN ranks below
     -inf. Cost: about seven reads of the scores and one write of the masks; where ties are broken,
     some six reads more. Scores that are computed inside the same `jit` are stored once. On one CPU,
-    arrays of fewer than 2¹⁷ entries are copied together where they have more than 32 sizes, because
-    XLA compiles for every size.
+    arrays of fewer than 2¹⁷ entries are copied together where they are more than 32, because XLA
+    compiles for every array.
 
     Args:
       scores: floating arrays of any shapes, less than 2⁴⁸ entries in all.
