@@ -1,7 +1,7 @@
 # Two commands do everything on a machine with only Python >= 3.11:
 #   make demo   trains, prunes and shows the table and the figure (ARGS="--help" lists the flags)
 #   make test   runs the whole test suite (ARGS="-m 'not long'" for the quick part)
-# And make bench measures selection against its peers, in half an hour: benchmarks/README.md.
+# And make bench measures selection against its peers, in ten minutes: benchmarks/README.md.
 # Another interpreter, another place: make test PYTHON=python3.12 VENV=.venv312
 PYTHON ?= python3
 VENV ?= .venv
