@@ -67,9 +67,7 @@ def integer(name: str, value: Any) -> None:
 def axes(name: str, value: Any, rank: int) -> tuple[int, ...]:
     """One axis or several as numbers from 0; refuses what is out of range or named twice."""
     given = (value,) if isinstance(value, int | np.integer) else value
-    if not isinstance(given, tuple | list) or any(
-        isinstance(a, bool) or not isinstance(a, int | np.integer) for a in given
-    ):
+    if not isinstance(given, tuple | list) or not all(map(_leaves.is_int, given)):
         raise TypeError(f"`{name}` must be an integer or several, got {_leaves.brief(value)}.")
     if rank == 0:
         raise ValueError(f"`{name}` must name axes of an array that has some, got {value}.")

@@ -4,11 +4,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def is_traced(*values: Any) -> bool:
     """Whether any value is abstract, so that its content cannot be looked at."""
     return any(isinstance(v, jax.core.Tracer | jax.ShapeDtypeStruct) for v in values)
+
+
+def is_int(value: Any) -> bool:
+    """Whether a value is one Python or NumPy integer; a boolean is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def shape_of(leaf: Any) -> tuple[int, ...] | None:

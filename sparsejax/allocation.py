@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
-
 from sparsejax import _checks, _leaves
 
 
@@ -292,7 +290,7 @@ def _answer(name: str, allocation: Allocation, layers: list[Layer], keep: int) -
             f"{_leaves.brief(answer)}."
         )
     for layer, count in zip(layers, answer, strict=True):
-        if not _is_integer(count):
+        if not _leaves.is_int(count):
             raise TypeError(
                 f"`{name}` must return integers, got {_leaves.brief(count)} at {layer.path!r}; "
                 f"round so that the sum is `keep` = {keep}."
@@ -317,7 +315,7 @@ def _checked(layers: Any, keep: Any) -> tuple[list[Layer], int]:
         raise TypeError(f"`layers` must be a sequence of Layer, got {_leaves.brief(layers)}.")
     checked = [_checked_layer(layer) for layer in layers]
     units = sum(layer.units for layer in checked)
-    if not _is_integer(keep):
+    if not _leaves.is_int(keep):
         raise TypeError(
             f"`keep` must be an integer, how many units are kept, got {_leaves.brief(keep)}; for a "
             "density pass round(density * units)."
@@ -333,12 +331,12 @@ def _checked_layer(layer: Any) -> Layer:
             f"`layers` must be of type Layer(path, shape, units), got {_leaves.brief(layer)}."
         )
     path, shape, units = layer
-    if not isinstance(shape, tuple) or not all(_is_integer(n) and n >= 0 for n in shape):
+    if not isinstance(shape, tuple) or not all(_leaves.is_int(n) and n >= 0 for n in shape):
         raise TypeError(
             "`layers` must have shapes, tuples of integers >= 0, got "
             f"{_leaves.brief(shape)} at {path!r}."
         )
-    if not _is_integer(units):
+    if not _leaves.is_int(units):
         raise TypeError(
             f"`layers` must have a whole number of units, got {_leaves.brief(units)} at {path!r}."
         )
@@ -355,7 +353,7 @@ def _check_function(name: str, value: Any) -> None:
 
 
 def _check_axes(axes: Any) -> None:
-    if not isinstance(axes, tuple) or len(axes) != 2 or not all(map(_is_integer, axes)):
+    if not isinstance(axes, tuple) or len(axes) != 2 or not all(map(_leaves.is_int, axes)):
         raise TypeError(
             f"`axes` must be two integers (in, out), such as (-2, -1), got {_leaves.brief(axes)}."
         )
@@ -411,7 +409,3 @@ def _check_left(left: int, keep: int, capacity: int) -> None:
             f"`densities` must keep at least {keep - capacity} units, got {keep - left}: `keep` is "
             f"{keep}, and the other layers have {capacity}; raise them, or prune more."
         )
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

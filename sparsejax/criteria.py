@@ -454,7 +454,7 @@ def _check_outputs(apply_fn: Callable[..., Any], params: Params, inputs: Any, ex
 
 
 def _check_chunk_size(chunk_size: Any) -> None:
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer):
+    if not _leaves.is_int(chunk_size):
         raise TypeError(f"`chunk_size` must be an integer, got {_leaves.brief(chunk_size)}.")
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")

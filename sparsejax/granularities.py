@@ -425,7 +425,7 @@ def _find_axis(axis: int, shape: tuple[int, ...], leaf: str) -> int:
 
 
 def _check_int(what: str, value: Any, least: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    if not _leaves.is_int(value):
         raise TypeError(f"{what} must be an int, got {_leaves.brief(value)}.")
     if least is not None and value < least:
         raise ValueError(f"{what} must be at least {least}, got {value}.")

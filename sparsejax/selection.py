@@ -349,8 +349,12 @@ def _as_wide(name: str, count: Any, n: int) -> Wide:
         if not 0 <= int(count) <= n:
             raise ValueError(f"`{name}` must be from 0 to {n}, the number of scores, got {count}.")
         return _counts.wide(int(count))
-    most = min(n, int(jnp.iinfo(count.dtype).max))
-    return _counts.wide(jnp.clip(count, 0, most))
+    return _counts.wide(jnp.clip(count, 0, _most(count, n)))
+
+
+def _most(count: Any, n: int) -> int:
+    """n, or the largest number that the dtype of a count holds."""
+    return min(n, int(jnp.iinfo(_leaves.dtype_of(count)).max))
 
 
 def _counts_along(keep: Any, shape: tuple[int, ...], n: int) -> jax.Array:
@@ -371,8 +375,7 @@ def _counts_along(keep: Any, shape: tuple[int, ...], n: int) -> jax.Array:
         raise ValueError(
             f"`keep` must broadcast to {shape}, the other axes of `scores`, got shape {got}."
         )
-    most = min(n, int(jnp.iinfo(_leaves.dtype_of(keep)).max))
-    counts = jnp.clip(jnp.asarray(keep), 0, most).astype(jnp.int32)
+    counts = jnp.clip(jnp.asarray(keep), 0, _most(keep, n)).astype(jnp.int32)
     return jnp.broadcast_to(counts.reshape(got or (1,) * len(shape)), shape)
 
 
@@ -382,4 +385,4 @@ def _outside(k: Any, n: int) -> jax.Array:
         return _counts.equal(k, _counts.wide(0)) | ~_counts.at_least(_counts.wide(n), k)
     if not _leaves.is_traced(k):
         return jnp.zeros((), bool)
-    return (k < 1) | (k > min(n, int(jnp.iinfo(k.dtype).max)))
+    return (k < 1) | (k > _most(k, n))
