@@ -8,11 +8,13 @@ needs no framework.
 from sparsejax import (
     allocation,
     criteria,
+    dynamic,
     filters,
     granularities,
     mask_sets,
     masking,
     penalties,
+    schedules,
     selection,
     transforms,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "allocation",
     "apply_masks",
     "criteria",
+    "dynamic",
     "elastic_net_prox",
     "filters",
     "granularities",
@@ -45,6 +48,7 @@ __all__ = [
     "proximal",
     "prune_masks",
     "prune_tree",
+    "schedules",
     "selection",
     "transforms",
 ]

@@ -1,4 +1,4 @@
-"""How `masking.topk` shares out what is kept: amounts, scopes, allocations, stacked layers."""
+"""How masks share out what is kept: amounts, scopes, allocations, stacked layers."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import _checks, _counting, _leaves, allocation, filters, selection
-from sparsejax._typing import Filter, Scalar
+from sparsejax import (
+    _checks,
+    _counting,
+    _counts,
+    _leaves,
+    _scores,
+    _tree,
+    allocation,
+    filters,
+    selection,
+)
+from sparsejax._typing import Filter, Masks, Scalar
 from sparsejax.granularities import NM, Granularity, Unstructured
 
 _POOLED = "The pool adds infinite scores of both signs, or divides by zero."
@@ -45,6 +55,43 @@ class Amount(NamedTuple):
         if self.removed is None:
             return selection.kept_count(self.sparsity, n)
         return selection.rest_count(self.removed, n, where)
+
+    def allocated(
+        self, layers: list[allocation.Layer], allocate: allocation.Allocation
+    ) -> list[Any]:
+        """How many units of each layer stay."""
+        keep = self.kept(sum(layer.units for layer in layers), "")
+        return allocation.allocate(allocate, layers, keep)
+
+
+class Listed(NamedTuple):
+    """One of several fractions that are known beforehand, each with the count of the host."""
+
+    sparsities: np.ndarray
+    index: Any
+
+    def kept(self, n: int, where: str) -> Any:
+        """How many of `n` units stay, an int or, where the index is traced, traced."""
+        del where
+        return self._pick([selection.kept_count(s, n) for s in self.sparsities])
+
+    def allocated(
+        self, layers: list[allocation.Layer], allocate: allocation.Allocation
+    ) -> list[Any]:
+        """How many units of each layer stay."""
+        n = sum(layer.units for layer in layers)
+        rows = [
+            allocation.allocate(allocate, layers, selection.kept_count(s, n))
+            for s in self.sparsities
+        ]
+        return [self._pick(list(column)) for column in zip(*rows, strict=True)]
+
+    def _pick(self, counts: list[int]) -> Any:
+        if not _leaves.is_traced(self.index):
+            return counts[int(self.index)]
+        if max(counts) < 2**31:
+            return jnp.asarray(np.array(counts, np.int32))[self.index]
+        return _counts.pick(_counts.stack([_counts.wide(c) for c in counts]), self.index)
 
 
 def check(
@@ -81,7 +128,50 @@ def check(
         )
 
 
-def scored(path: str, scores: jax.Array, stacked: Filter | None) -> Scored:
+def masks(
+    scores: _tree.Flat,
+    chosen: list[bool],
+    amount: Amount | Listed,
+    *,
+    scope: Any,
+    allocate: allocation.Allocation | None,
+    granularity: Granularity | NM,
+    stacked: Filter | None,
+) -> Masks:
+    """The masks of what scores highest; `check` has seen the arguments."""
+    leaves = scored_leaves(scores, chosen, stacked)
+    if isinstance(granularity, NM):
+        found = [n_of_m(leaf, granularity) for leaf in leaves]
+    else:
+        found = best_units(
+            leaves, amount, granularity, per_leaf=scope == "per_leaf", allocate=allocate
+        )
+    return _scores.spread(scores, chosen, found)
+
+
+def scored_leaves(scores: _tree.Flat, chosen: list[bool], stacked: Filter | None) -> list[Scored]:
+    """The chosen leaves of a tree of scores."""
+    paths = [path for path, yes in zip(scores.paths, chosen, strict=True) if yes]
+    rows = zip(paths, _scores.chosen_scores(scores, chosen), strict=True)
+    return [scored(path, leaf, stacked) for path, leaf in rows]
+
+
+def mask_shape(leaf: Scored, granularity: Granularity | NM) -> tuple[int, ...]:
+    """The shape of the leaf's mask, from nothing but shapes."""
+
+    def mask(scores: jax.Array) -> jax.Array:
+        if isinstance(granularity, NM):
+            return n_of_m(leaf._replace(scores=scores), granularity)
+        units = _each_layer(leaf.stacked, partial(granularity.units, leaf.path), scores)
+        grow = partial(granularity.expand, shape=leaf.layer_shape)
+        return _each_layer(leaf.stacked, grow, units > 0)
+
+    like = jax.ShapeDtypeStruct(leaf.scores.shape, jnp.float32)
+    shape: tuple[int, ...] = jax.eval_shape(mask, like).shape
+    return shape
+
+
+def scored(path: str, scores: Any, stacked: Filter | None) -> Scored:
     """A prunable leaf, with the answer of the filter for stacked leaves."""
     if max(_counting.rows(scores)) >= 2**31:
         raise ValueError(
@@ -108,7 +198,7 @@ def n_of_m(leaf: Scored, granularity: NM) -> jax.Array:
 
 def best_units(
     leaves: Sequence[Scored],
-    amount: Amount,
+    amount: Amount | Listed,
     granularity: Granularity,
     *,
     per_leaf: bool,
@@ -123,13 +213,13 @@ def best_units(
         for leaf, scores in zip(leaves, units, strict=True):
             _checks.no_nan("scores", leaf.path, scores, of="units", hint=_POOLED)
     if allocate is not None:
-        kept = _keep_some_each(leaves, units, _allocated(leaves, units, amount, allocate))
+        kept = keep_some_each(leaves, units, allocated(leaves, units, amount, allocate))
     elif per_leaf:
         counts = [
             [amount.kept(_units_of_layer(leaf, u), f" at {leaf.path!r}")] * leaf.layers
             for leaf, u in zip(leaves, units, strict=True)
         ]
-        kept = _keep_some_each(leaves, units, counts)
+        kept = keep_some_each(leaves, units, counts)
     else:
         n = sum(math.prod(u.shape) for u in units)
         kept = selection.keep_largest(units, amount.kept(n, ""))
@@ -139,7 +229,7 @@ def best_units(
     ]
 
 
-def _keep_some_each(
+def keep_some_each(
     leaves: Sequence[Scored], units: list[jax.Array], counts: list[list[Any]]
 ) -> list[jax.Array]:
     """Keeps in every layer of every leaf as many units as `counts[leaf][layer]` says."""
@@ -167,23 +257,23 @@ def _keep_some_each(
     return [kept[i] for i in range(len(leaves))]
 
 
-def _allocated(
+def allocated(
     leaves: Sequence[Scored],
-    units: list[jax.Array],
-    amount: Amount,
+    units: Sequence[Any],
+    amount: Amount | Listed,
     allocate: allocation.Allocation,
 ) -> list[list[Any]]:
+    """How many units stay in every layer of every leaf."""
     layers = [
         allocation.Layer(leaf.path, leaf.layer_shape, _units_of_layer(leaf, u))
         for leaf, u in zip(leaves, units, strict=True)
         for _ in range(leaf.layers)
     ]
-    keep = amount.kept(sum(layer.units for layer in layers), "")
-    counts = iter(allocation.allocate(allocate, layers, keep))
+    counts = iter(amount.allocated(layers, allocate))
     return [[next(counts) for _ in range(leaf.layers)] for leaf in leaves]
 
 
-def _units_of_layer(leaf: Scored, units: jax.Array) -> int:
+def _units_of_layer(leaf: Scored, units: Any) -> int:
     return math.prod(units.shape[1:] if leaf.stacked else units.shape)
 
 

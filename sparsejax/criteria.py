@@ -7,7 +7,7 @@ floating leaves selects.
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -250,6 +250,53 @@ def output_gradient(
     return flat.rebuild([next(means) if role is _Role.FREE else _unscored() for role in roles])
 
 
+def mean_gradients(
+    grad_fn: Callable[[Params, Any], Params], params: Params, batches: Iterable[Any]
+) -> Params:
+    """The mean of the gradients over several batches, for criteria that look at gradients.
+
+    The gradient of one batch is mostly noise. A mean of signed gradients is the gradient on all the
+    batches together; for a mean of absolute values let `grad_fn` take them. One batch at a time, in
+    float32 or wider, so memory does not grow with their number. Compile `grad_fn`.
+
+    Args:
+      grad_fn: `(params, batch) -> grads`, such as `jax.jit(jax.grad(loss))`.
+      params: a pytree of arrays.
+      batches: any iterable of batches of equal size: a list, a generator, or an array whose
+        first axis counts batches.
+
+    Returns:
+      A tree like the gradients; what is no floating array (`None`, float0) is that of the first.
+
+    Raises:
+      TypeError: if `grad_fn` cannot be called or `batches` not iterated over.
+      ValueError: if there is no batch, or gradients of two batches do not match.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from sparsejax import criteria
+      >>> def loss(w, x):
+      ...     return jnp.sum(w * x)
+      >>> batches = [jnp.array([1.0, 2.0]), jnp.array([3.0, 6.0])]
+      >>> criteria.mean_gradients(jax.grad(loss), jnp.zeros(2), batches)
+      Array([2., 4.], dtype=float32)
+    """
+    _checks.function("grad_fn", grad_fn, "(params, batch) -> grads", "jax.jit(jax.grad(loss))")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"`batches` must be iterable, got {_leaves.brief(batches)}.")
+    total, count = None, 0
+    for batch in batches:
+        grads = grad_fn(params, batch)
+        total = grads if total is None else _sum_of_gradients(grads, total)
+        count += 1
+    if count == 0:
+        raise ValueError("`batches` must hold at least one batch, got none.")
+    mean = _tree.flatten(total)
+    return mean.rebuild(
+        [_leaves.wide(g) / count if _leaves.is_inexact(g) else g for g in mean.leaves]
+    )
+
+
 class _Function(NamedTuple):
     """The function of one example whose outputs are differentiated."""
 
@@ -373,6 +420,16 @@ def _decreasing(scores: jax.Array, ascending: jax.Array) -> jax.Array:
     keys = jax.lax.bitcast_convert_type(scores, integer)
     lowered = jnp.maximum(jax.lax.cummin(keys + steps) - steps, 0)
     return jax.lax.bitcast_convert_type(lowered, scores.dtype)
+
+
+def _sum_of_gradients(grads: Params, total: Params) -> Params:
+    """The sum, in the structure of `total`."""
+    flat = _tree.flatten(total)
+    _tree.check_shapes("grads", grads, total)
+    rows = zip(_tree.align("grads", grads, "total", total), flat.leaves, strict=True)
+    return flat.rebuild(
+        [_leaves.wide(a) + _leaves.wide(g) if _leaves.is_inexact(a) else a for g, a in rows]
+    )
 
 
 def _score(f: Callable[..., jax.Array], params: Params, *grads: Params) -> Scores:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import _checks, _leaves, _topk, _tree, criteria, filters, selection
+from sparsejax import _checks, _leaves, _scores, _topk, _tree, criteria, filters, selection
 from sparsejax._typing import Criterion, Filter, Masks, Params, Scalar, Scores
 from sparsejax.allocation import Allocation
 from sparsejax.granularities import NM, Granularity, Unstructured
@@ -68,9 +68,7 @@ def threshold(scores: Scores, t: Scalar, *, prunable: Filter = filters.weights) 
       {'b': Array(True, dtype=bool), 'w': Array([[False,  True,  True]], dtype=bool)}
     """
     _checks.real_number("t", t)
-    flat = _tree.flatten(scores)
-    chosen = filters.selected(prunable, scores)
-    return _threshold(flat, chosen, t)
+    return _threshold(_tree.flatten(scores), filters.selected(prunable, scores), t)
 
 
 def topk(
@@ -129,21 +127,15 @@ def topk(
     """
     amount = _topk.Amount(sparsity, count)
     _topk.check(amount, scope, allocation, granularity)
-    flat = _tree.flatten(scores)
-    chosen = filters.selected(prunable, scores)
-    paths = [path for path, yes in zip(flat.paths, chosen, strict=True) if yes]
-    leaves = [
-        _topk.scored(path, leaf, stacked)
-        for path, leaf in zip(paths, _prunable_scores(flat, chosen), strict=True)
-    ]
-    if isinstance(granularity, NM):
-        masks = [_topk.n_of_m(leaf, granularity) for leaf in leaves]
-    else:
-        masks = _topk.best_units(
-            leaves, amount, granularity, per_leaf=scope == "per_leaf", allocate=allocation
-        )
-    kept = iter(masks)
-    return flat.rebuild([next(kept) if yes else _everything() for yes in chosen])
+    return _topk.masks(
+        _tree.flatten(scores),
+        filters.selected(prunable, scores),
+        amount,
+        scope=scope,
+        allocate=allocation,
+        granularity=granularity,
+        stacked=stacked,
+    )
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
@@ -284,21 +276,9 @@ def prune_masks(
         threshold,
         "Scores are absolute values here; for signed scores use masking.threshold.",
     )
-    _checks.function("criterion", criterion, "(params, grads) -> scores", "criteria.magnitude")
-    maker: Any = criteria.random
-    if criterion is maker:
-        raise TypeError(
-            "`criterion` must be a function (params, grads) -> scores, got criteria.random, which "
-            "makes one: call it first, criteria.random(jax.random.key(0))."
-        )
-    flat = _tree.flatten(params)
     chosen = filters.selected(prunable, params)
-    _tree.check_shapes("grads", grads, params)
-    scores = _tree.align("scores", criterion(params, grads), "params", params)
-    for path, score, leaf, yes in zip(flat.paths, scores, flat.leaves, chosen, strict=True):
-        if yes:
-            _check_score(path, score, leaf)
-    return _threshold(flat._replace(leaves=scores), chosen, threshold)
+    scores = _scores.from_criterion(criterion, params, grads, chosen)
+    return _threshold(scores, chosen, threshold)
 
 
 def prune_tree(
@@ -344,8 +324,8 @@ def prune_tree(
 
 
 def _threshold(scores: _tree.Flat, chosen: list[bool], t: Scalar) -> Masks:
-    kept = iter([_at_least(s, t) for s in _prunable_scores(scores, chosen)])
-    return scores.rebuild([next(kept) if yes else _everything() for yes in chosen])
+    kept = [_at_least(s, t) for s in _scores.chosen_scores(scores, chosen)]
+    return _scores.spread(scores, chosen, kept)
 
 
 def _at_least(scores: jax.Array, t: Scalar) -> jax.Array:
@@ -353,30 +333,6 @@ def _at_least(scores: jax.Array, t: Scalar) -> jax.Array:
     dtype = _leaves.wide_dtype(scores.dtype)
     # A NaN key lies below that of -inf, which is the lowest threshold.
     return selection.order_key(scores) >= selection.order_key(jnp.asarray(t, dtype))
-
-
-def _prunable_scores(scores: _tree.Flat, chosen: list[bool]) -> list[jax.Array]:
-    arrays = []
-    for path, leaf, yes in zip(scores.paths, scores.leaves, chosen, strict=True):
-        if yes:
-            if not filters.floating(path, leaf):
-                raise TypeError(
-                    f"`scores` must be real floating arrays, got {_leaves.describe(leaf)} at "
-                    f"{path!r}; take jnp.abs of complex scores, astype(float) of integers."
-                )
-            _checks.no_nan("scores", path, leaf)
-            arrays.append(jnp.asarray(leaf))
-    return arrays
-
-
-def _check_score(path: str, score: Any, leaf: Any) -> None:
-    if score is None or _leaves.dtype_of(score) == np.dtype(bool):
-        raise ValueError(
-            f"`criterion` gave no score for the prunable leaf {path!r}: its gradient is None or "
-            "not floating. Differentiate with respect to it, leave it out of `prunable`, or take "
-            "a criterion without gradients (criterion=criteria.magnitude)."
-        )
-    _checks.same_shape("scores", path, score, "params", leaf)
 
 
 def _everything() -> jax.Array:

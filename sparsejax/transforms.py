@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparsejax import _checks, _leaves, _tree, filters, masking, penalties
+from sparsejax import _checks, _leaves, _masked, _tree, filters, masking, penalties
 from sparsejax._step_size import GOOD_FIT, ProxState, foretell, probe, unmeasured
 from sparsejax._typing import Filter, Masks, Params, Penalty, ScalarOrSchedule
 
@@ -291,7 +291,7 @@ def penalized(
         def objective(f: Callable[..., Any]) -> Callable[..., Any]:
             return lambda p, *args, **kw: f(p, *args, **kw) + now.value(p)
 
-        extra = _replace(
+        extra = _masked.replace(
             extra,
             value=lambda value: value + now.value(params),
             grad=lambda grad: now.subgradient(grad, params),
@@ -429,23 +429,8 @@ def keep_masks(
         _checks.state_of("keep_masks", state, KeepMasksState)
         _tree.check_shapes("updates", updates, params)
 
-        def mask(tree: Params) -> Params:
-            return masking.apply_masks(tree, state.masks)
-
-        def at_masked(f: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda p, *args, **kw: f(mask(p), *args, **kw)
-
-        extra = _replace(
-            extra,
-            grad=mask,
-            value_fn=at_masked,
-            obj_fn=at_masked,  # of sophia
-            grad_fn=lambda f: lambda p, *args, **kw: mask(f(mask(p), *args, **kw)),  # of sam
-        )
-        steps, inner_state = inner.update(mask(updates), state.inner, mask(params), **extra)
-        return _zero_where_pruned(steps, params, state.masks), KeepMasksState(
-            state.masks, inner_state
-        )
+        steps, inner_state = _masked.step(inner, updates, state.inner, params, state.masks, extra)
+        return steps, KeepMasksState(state.masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -461,26 +446,6 @@ def _landing_emission(penalty: Penalty, grads: Params, params: Params, size: jax
         return jnp.where(t == v, g, ((w - t) / size).astype(g.dtype))
 
     return _map_floating(emit, params, updates=grads, moved=moved, landed=landed)
-
-
-def _zero_where_pruned(steps: Params, params: Params, masks: Masks) -> Params:
-    """-w where the mask is False; wide enough to cancel the parameter exactly."""
-    flat = _tree.flatten(params)
-
-    def zero(u: Any, w: Any, mask: Any) -> Any:
-        if not _leaves.is_inexact(w):
-            return u
-        w = jnp.asarray(w)
-        u = jnp.zeros((), w.dtype) if u is None else jnp.asarray(u)  # no gradient, no step
-        return jnp.where(mask, u, -w).astype(jnp.promote_types(u.dtype, w.dtype))
-
-    rows = zip(
-        _tree.align("updates", steps, "params", params),
-        flat.leaves,
-        masking.aligned(masks, params),
-        strict=True,
-    )
-    return flat.rebuild([zero(*row) for row in rows])
 
 
 def _map_floating(f: Callable[..., jax.Array], params: Params, **trees: Params) -> Params:
@@ -535,10 +500,3 @@ def _rate_at(learning_rate: ScalarOrSchedule, step: jax.Array) -> Any:
     rate = learning_rate(step)
     _checks.scalar_or_schedule("learning_rate", rate)
     return rate
-
-
-def _replace(extra: dict[str, Any], **changes: Callable[[Any], Any]) -> dict[str, Any]:
-    """The extra arguments, changed where they are there."""
-    return extra | {
-        name: f(extra[name]) for name, f in changes.items() if extra.get(name) is not None
-    }
