@@ -120,7 +120,7 @@ def digits(s: jax.Array, dtype: np.dtype, start: Sequence[Any] = ()) -> list[jax
         # From coordinates, so that positions shard like the array.
         index = lax.full_like(found[0], first) if not axes else first
         for axis in axes:
-            steps = lax.broadcasted_iota(first.dtype, s.shape, axis, out_sharding=_explicit(s))
+            steps = lax.broadcasted_iota(first.dtype, s.shape, axis, out_sharding=explicit(s))
             stride = math.prod(s.shape[axis + 1 : axes.stop])
             index = index - (steps if stride == 1 else steps * (one * stride))
         found.append(index)
@@ -249,14 +249,14 @@ def _sample(arrays: list[jax.Array]) -> list[jax.Array]:
         elif share:
             flat = np.sort(rng.integers(0, size(a), share * (_SAMPLE // clusters)))
             coordinates = tuple(c.astype(np.int32) for c in np.unravel_index(flat, a.shape))
-            own = _explicit(a)
+            own = explicit(a)
             everywhere = own and jax.sharding.NamedSharding(own.mesh, jax.sharding.PartitionSpec())
             gather = a.at[coordinates].get
             points.append(gather(mode="promise_in_bounds", out_sharding=everywhere))
     return points
 
 
-def _explicit(s: jax.Array) -> Any:
+def explicit(s: jax.Array) -> Any:
     """The sharding of an array of an explicit mesh, where new arrays have to be told theirs."""
     sharding = jax.typeof(s).sharding
     return sharding if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types else None

@@ -156,19 +156,14 @@ def scored_leaves(scores: _tree.Flat, chosen: list[bool], stacked: Filter | None
     return [scored(path, leaf, stacked) for path, leaf in rows]
 
 
-def mask_shape(leaf: Scored, granularity: Granularity | NM) -> tuple[int, ...]:
-    """The shape of the leaf's mask, from nothing but shapes."""
-
-    def mask(scores: jax.Array) -> jax.Array:
-        if isinstance(granularity, NM):
-            return n_of_m(leaf._replace(scores=scores), granularity)
-        units = _each_layer(leaf.stacked, partial(granularity.units, leaf.path), scores)
-        grow = partial(granularity.expand, shape=leaf.layer_shape)
-        return _each_layer(leaf.stacked, grow, units > 0)
-
-    like = jax.ShapeDtypeStruct(leaf.scores.shape, jnp.float32)
-    shape: tuple[int, ...] = jax.eval_shape(mask, like).shape
-    return shape
+def everything(leaf: Scored, granularity: Granularity | NM) -> jax.Array:
+    """The mask that keeps the whole leaf, as the masks of its best units are shaped and sharded."""
+    zeros = jnp.zeros_like(leaf.scores, jnp.float32)
+    if isinstance(granularity, NM | Unstructured):
+        return jnp.ones_like(zeros, bool)
+    units = _each_layer(leaf.stacked, partial(granularity.units, leaf.path), zeros)
+    grow = partial(granularity.expand, shape=leaf.layer_shape)
+    return _each_layer(leaf.stacked, grow, jnp.ones_like(units, bool))
 
 
 def scored(path: str, scores: Any, stacked: Filter | None) -> Scored:

@@ -168,7 +168,9 @@ def random(key: jax.Array) -> Criterion:
         flat = _tree.flatten(params)
         return flat.rebuild(
             [
+                # The zeros are sharded like the leaf.
                 jax.random.uniform(jax.random.fold_in(key, i), np.shape(leaf))
+                + jnp.zeros_like(leaf, jnp.float32)
                 if _leaves.is_inexact(leaf)
                 else _unscored()
                 for i, leaf in enumerate(flat.leaves)

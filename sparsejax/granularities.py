@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparsejax import _checks, _leaves, selection
+from sparsejax import _checks, _counting, _leaves, selection
 
 Pool: TypeAlias = Callable[..., jax.Array]
 """`(scores, axis=tuple of axes) -> scores` without these axes, such as `jnp.sum`."""
@@ -147,7 +147,8 @@ class Block:
         self._check_rank(shape, f"shape {shape}")
         mask = _decisions(kept, self._unit_shape(shape), shape)
         for axis, block in enumerate(self.shape, start=len(shape) - len(self.shape)):
-            mask = jnp.repeat(mask, min(block, shape[axis]), axis)
+            own = _counting.explicit(mask)
+            mask = jnp.repeat(mask, min(block, shape[axis]), axis, out_sharding=own)
         return lax.slice(mask, (0,) * len(shape), shape)
 
     def _pooled(self, path: str, array: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Selection on arrays that two processes share, four CPU devices each."""
+"""Selection and sparse training on arrays that two processes share, four CPU devices each."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def found(tmp_path_factory):
                         stderr=err,
                     )
                 )
-        codes = [process.wait(timeout=120) for process in processes]
+        codes = [process.wait(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -80,3 +80,21 @@ def test_topk_over_processes_gathers_counts_only(found):
 
 def test_kth_largest_over_processes_equals_a_sort(found):
     assert all(cases(found, "kth").values()), cases(found, "kth")
+
+
+def test_training_over_processes_has_the_masks_of_one_device(found):
+    assert all(cases(found, "training same").values()), cases(found, "training same")
+
+
+def test_training_over_processes_has_the_same_masks_on_both(found):
+    first, second = (cases([one], "training digest") for one in found)
+    assert first == second
+
+
+def test_training_over_processes_leaves_the_state_sharded_as_it_was(found):
+    assert all(cases(found, "training sharded").values()), cases(found, "training sharded")
+
+
+def test_training_over_processes_gathers_counts_only(found):
+    counts = 6 * 8  # six candidates, eight devices
+    assert max(cases(found, "training gathered").values()) <= counts

@@ -29,13 +29,9 @@ class Choice:
     def everything(self, params: Params) -> Masks:
         """Masks that keep all, of the shapes that all later ones have."""
         flat, chosen = _tree.flatten(params), filters.selected(self.prunable, params)
-        masks = []
-        for path, leaf, yes in zip(flat.paths, flat.leaves, chosen, strict=True):
-            if yes:
-                shape = _topk.mask_shape(_topk.scored(path, leaf, self.stacked), self.granularity)
-                # Like the parameter, so that it is sharded like it.
-                whole = shape == _leaves.shape_of(leaf)
-                masks.append(jnp.ones_like(leaf, bool) if whole else jnp.ones(shape, bool))
+        rows = zip(flat.paths, flat.leaves, chosen, strict=True)
+        leaves = [_topk.scored(path, leaf, self.stacked) for path, leaf, yes in rows if yes]
+        masks = [_topk.everything(leaf, self.granularity) for leaf in leaves]
         return _scores.spread(flat, chosen, masks)
 
     def masks(self, scores: _tree.Flat, chosen: list[bool], step: Any, values: Any = None) -> Masks:
