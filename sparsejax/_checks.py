@@ -57,6 +57,30 @@ def fraction(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be in [0, 1) (a fraction, not a percentage), got {value}.")
 
 
+def known_fraction(name: str, value: Any) -> float:
+    """A fraction in [0, 1) as a float; refuses a traced one, too."""
+    _known(name, value)
+    fraction(name, value)
+    return float(value)
+
+
+def known_step(name: str, value: Any, lowest: int = 0) -> int:
+    """A number of steps as an int that fits int32; refuses a traced one, too."""
+    _known(name, value)
+    integer(name, value)
+    if not lowest <= int(value) < 2**31:
+        raise ValueError(f"`{name}` must be an integer from {lowest} to 2**31 - 1, got {value}.")
+    return int(value)
+
+
+def _known(name: str, value: Any) -> None:
+    if _leaves.is_traced(value):
+        raise TypeError(
+            f"`{name}` must be known before tracing, got {_leaves.brief(value)}: schedules count "
+            "on the host. Make it a Python number, or a static argument of jit."
+        )
+
+
 def integer(name: str, value: Any) -> None:
     """Refuses what is not one integer (a boolean is none); a traced one passes."""
     dtype = _leaves.dtype_of(value)

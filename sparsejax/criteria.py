@@ -428,7 +428,13 @@ def _sum_of_gradients(grads: Params, total: Params) -> Params:
     """The sum, in the structure of `total`."""
     flat = _tree.flatten(total)
     _tree.check_shapes("grads", grads, total)
-    rows = zip(_tree.align("grads", grads, "total", total), flat.leaves, strict=True)
+    rows = list(zip(_tree.align("grads", grads, "total", total), flat.leaves, strict=True))
+    for path, (g, a) in zip(flat.paths, rows, strict=True):
+        if _leaves.is_inexact(g) != _leaves.is_inexact(a):
+            raise ValueError(
+                f"`grads` must be of one kind in all batches, got {_leaves.describe(g)} after "
+                f"{_leaves.describe(a)} at {path!r}."
+            )
     return flat.rebuild(
         [_leaves.wide(a) + _leaves.wide(g) if _leaves.is_inexact(a) else a for g, a in rows]
     )

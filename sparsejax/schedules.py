@@ -3,9 +3,9 @@
 A schedule of this module knows where it begins, ends and jumps, so that whoever refreshes masks
 every n steps refreshes them there, too, and ends at the sparsity asked for, whatever n is. Called
 with a Python integer it computes in float64, which is what the number of pruned entries follows;
-called with a JAX array (traced or not) in float32. Any other function of the step, such as a
-schedule of optax, will do wherever a schedule is asked for; it has no end, unless `cool_down` gives
-it one.
+called with a JAX array (traced or not) in float32. Any other function of the step that can be
+traced, such as a schedule of optax, will do wherever a schedule is asked for. It has no end, unless
+`cool_down` gives it one; then it need not be traceable, either.
 
 The same functions serve as drop fractions of `dynamic.rigl` and `dynamic.set_`.
 """
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import _checks, _leaves
-from sparsejax._typing import Schedule
+from sparsejax._typing import Scalar, Schedule
 
 _Formula: TypeAlias = Callable[[Any, Any], Any]
 
@@ -30,7 +30,7 @@ class SparsitySchedule:
 
     Attributes:
       formula: `(numpy or jax.numpy, steps) -> values`.
-      begin_step: the first step at which it changes.
+      begin_step: until here it changes at jumps only; regular refreshes are counted from here.
       end_step: from here on it is constant; `None` where that is not known.
       jumps: steps at which masks are refreshed however many steps lie between two refreshes.
     """
@@ -48,7 +48,7 @@ class SparsitySchedule:
         return value if value.ndim else float(value)
 
 
-def constant(value: float) -> SparsitySchedule:
+def constant(value: Scalar) -> SparsitySchedule:
     """The same sparsity from step 0 on.
 
     Args:
@@ -65,11 +65,11 @@ def constant(value: float) -> SparsitySchedule:
       >>> schedules.constant(0.9)(7)
       0.9
     """
-    value = _sparsity("value", value)
+    value = _checks.known_fraction("value", value)
     return SparsitySchedule(lambda xp, t: xp.full(xp.shape(t), value), 0, 0, (0,))
 
 
-def one_shot(value: float, step: int) -> SparsitySchedule:
+def one_shot(value: Scalar, step: int) -> SparsitySchedule:
     """Dense before `step`, and all of `value` at once there.
 
     Args:
@@ -88,10 +88,12 @@ def one_shot(value: float, step: int) -> SparsitySchedule:
       >>> schedule(99), schedule(100)
       (0.0, 0.9)
     """
-    return piecewise({step: value})
+    return piecewise({_checks.known_step("step", step): value})
 
 
-def linear(init_value: float, end_value: float, begin_step: int, end_step: int) -> SparsitySchedule:
+def linear(
+    init_value: Scalar, end_value: Scalar, begin_step: int, end_step: int
+) -> SparsitySchedule:
     """From `init_value` at `begin_step` to `end_value` at `end_step` in a straight line.
 
     Args:
@@ -114,7 +116,9 @@ def linear(init_value: float, end_value: float, begin_step: int, end_step: int) 
     return _ramp(init_value, end_value, begin_step, end_step, lambda xp, rest: rest)
 
 
-def cubic(init_value: float, end_value: float, begin_step: int, end_step: int) -> SparsitySchedule:
+def cubic(
+    init_value: Scalar, end_value: Scalar, begin_step: int, end_step: int
+) -> SparsitySchedule:
     """Fast at first, slow at the end: `end + (init - end) (1 - t)³`, t from 0 to 1.
 
     Args:
@@ -143,7 +147,9 @@ def cubic(init_value: float, end_value: float, begin_step: int, end_step: int) -
     return _ramp(init_value, end_value, begin_step, end_step, lambda xp, rest: rest**3)
 
 
-def cosine(init_value: float, end_value: float, begin_step: int, end_step: int) -> SparsitySchedule:
+def cosine(
+    init_value: Scalar, end_value: Scalar, begin_step: int, end_step: int
+) -> SparsitySchedule:
     """Slow at both ends: `end + (init - end) (1 + cos πt) / 2`, t from 0 to 1.
 
     With `end_value=0` it is the drop fraction of RigL.
@@ -178,7 +184,7 @@ def cosine(init_value: float, end_value: float, begin_step: int, end_step: int) 
     return _ramp(init_value, end_value, begin_step, end_step, falling)
 
 
-def piecewise(boundaries_and_values: Mapping[int, float]) -> SparsitySchedule:
+def piecewise(boundaries_and_values: Mapping[int, Scalar]) -> SparsitySchedule:
     """Steps: from each boundary on its value; dense before the first.
 
     (`optax.piecewise_constant_schedule` takes factors instead, and acts after the boundary.)
@@ -204,7 +210,9 @@ def piecewise(boundaries_and_values: Mapping[int, float]) -> SparsitySchedule:
             f"{{1000: 0.5}}, got {_leaves.brief(boundaries_and_values)}."
         )
     given = boundaries_and_values.items()
-    rows = sorted((_step("boundary", t), _sparsity("value", v)) for t, v in given)
+    rows = sorted(
+        (_checks.known_step("boundary", t), _checks.known_fraction("value", v)) for t, v in given
+    )
     steps = np.array([t for t, _ in rows])
     values = np.array([0.0, *(v for _, v in rows)])
 
@@ -215,7 +223,7 @@ def piecewise(boundaries_and_values: Mapping[int, float]) -> SparsitySchedule:
 
 
 def cyclical(
-    value: float, begin_step: int, end_step: int, *, sparse_steps: int, dense_steps: int
+    value: Scalar, begin_step: int, end_step: int, *, sparse_steps: int, dense_steps: int
 ) -> SparsitySchedule:
     """Sparse and dense phases by turns, as AC/DC trains; sparse in the end.
 
@@ -246,9 +254,12 @@ def cyclical(
       A. Peste et al., *AC/DC: alternating compressed/decompressed training of deep neural
       networks*, NeurIPS 2021, https://arxiv.org/abs/2106.12379
     """
-    value = _sparsity("value", value)
+    value = _checks.known_fraction("value", value)
     begin, end = _interval(begin_step, end_step)
-    sparse, dense = _length("sparse_steps", sparse_steps), _length("dense_steps", dense_steps)
+    sparse, dense = (
+        _checks.known_step("sparse_steps", sparse_steps, 1),
+        _checks.known_step("dense_steps", dense_steps, 1),
+    )
     starts = range(begin, end, sparse + dense)
     jumps = {*starts, *(t + sparse for t in starts if t + sparse < end), end}
 
@@ -278,12 +289,14 @@ def warm_up(schedule: Schedule, steps: int) -> SparsitySchedule:
       >>> schedule(99), schedule(100)
       (0.0, 0.9)
     """
-    inner, delay = _lifted(schedule), _step("steps", steps)
+    inner, delay = _lifted(schedule), _checks.known_step("steps", steps)
 
     def formula(xp: Any, t: Any) -> Any:
         return xp.where(t >= delay, inner.formula(xp, xp.maximum(t - delay, 0)), 0.0)
 
-    end = None if inner.end_step is None else inner.end_step + delay
+    end = inner.end_step
+    if end is not None:
+        end = _checks.known_step("steps` + the end of `schedule", end + delay)
     jumps = {delay, *(t + delay for t in inner.jumps)}
     return SparsitySchedule(formula, inner.begin_step + delay, end, tuple(sorted(jumps)))
 
@@ -310,7 +323,7 @@ def cool_down(schedule: Schedule, begin_step: int) -> SparsitySchedule:
       >>> schedule(250), schedule(2000), schedule.end_step
       (0.25, 0.75, 750)
     """
-    inner, end = _lifted(schedule), _step("begin_step", begin_step)
+    inner, end = _lifted(schedule), _checks.known_step("begin_step", begin_step)
 
     def formula(xp: Any, t: Any) -> Any:
         return inner.formula(xp, xp.minimum(t, end))
@@ -355,7 +368,9 @@ class Refreshes:
         return (self.steps <= step).sum().clip(1) - 1
 
 
-def refreshes(schedule: Schedule, every: int, *, onward: bool = False) -> Refreshes:
+def refreshes(
+    schedule: Schedule, every: int, *, onward: bool = False, name: str = "schedule"
+) -> Refreshes:
     """The steps at which masks are refreshed: every `every` steps, at every jump, and at the end.
 
     Counted from the schedule's begin. A plain function of the step has neither begin nor end. Where
@@ -365,6 +380,7 @@ def refreshes(schedule: Schedule, every: int, *, onward: bool = False) -> Refres
       schedule: a schedule.
       every: steps between two refreshes, an integer >= 1.
       onward: whether refreshes go on after the schedule's end.
+      name: what errors call the schedule.
 
     Returns:
       A `Refreshes`; `.now(step)` says whether there is one at `step`, traced or not.
@@ -378,8 +394,8 @@ def refreshes(schedule: Schedule, every: int, *, onward: bool = False) -> Refres
       >>> schedules.refreshes(schedule, every=10).steps
       array([10, 20, 30, 40, 45], dtype=int32)
     """
-    _checks.function("schedule", schedule, "step -> sparsity", "schedules.cubic(0.0, 0.9, 0, 1000)")
-    every = _length("every", every)
+    _checks.function(name, schedule, "step -> sparsity", "schedules.cubic(0.0, 0.9, 0, 1000)")
+    every = _checks.known_step("every", every, 1)
     if not isinstance(schedule, SparsitySchedule) or schedule.end_step is None:
         return Refreshes(schedule, every, True, np.zeros(0, np.int32), np.zeros(0))
     begin, end = schedule.begin_step, schedule.end_step
@@ -390,17 +406,20 @@ def refreshes(schedule: Schedule, every: int, *, onward: bool = False) -> Refres
     for step, value in zip(steps, values, strict=True):
         if not 0 <= value < 1:
             raise ValueError(
-                "`schedule` must stay in [0, 1) (fractions, not percentages), got "
-                f"{value} at step {step}."
+                f"`{name}` must stay in [0, 1) (fractions, not percentages), got {value} at step "
+                f"{step}."
             )
     return Refreshes(schedule, every, onward, steps, values)
 
 
 def _ramp(
-    init_value: float, end_value: float, begin_step: int, end_step: int, shape: _Formula
+    init_value: Scalar, end_value: Scalar, begin_step: int, end_step: int, shape: _Formula
 ) -> SparsitySchedule:
     """`end + (init - end) shape(1 - t)`, where `shape` is 1 at 1 and 0 at 0: exact at the end."""
-    init, target = _sparsity("init_value", init_value), _sparsity("end_value", end_value)
+    init, target = (
+        _checks.known_fraction("init_value", init_value),
+        _checks.known_fraction("end_value", end_value),
+    )
     begin, end = _interval(begin_step, end_step)
 
     def formula(xp: Any, step: Any) -> Any:
@@ -426,30 +445,11 @@ def _lifted(schedule: Schedule) -> SparsitySchedule:
     return SparsitySchedule(formula, 0, None)
 
 
-def _sparsity(name: str, value: Any) -> float:
-    if _leaves.is_traced(value):
-        raise TypeError(
-            f"`{name}` must be known before tracing, got a traced one: schedules give exact counts."
-        )
-    _checks.fraction(name, value)
-    return float(value)
-
-
-def _step(name: str, value: Any) -> int:
-    _checks.integer(name, value)
-    if _leaves.is_traced(value) or not 0 <= int(value) < 2**31:
-        raise ValueError(f"`{name}` must be an integer from 0 to 2**31 - 1, got {value}.")
-    return int(value)
-
-
-def _length(name: str, value: Any) -> int:
-    if _step(name, value) == 0:
-        raise ValueError(f"`{name}` must be at least 1, got 0.")
-    return int(value)
-
-
 def _interval(begin_step: Any, end_step: Any) -> tuple[int, int]:
-    begin, end = _step("begin_step", begin_step), _step("end_step", end_step)
+    begin, end = (
+        _checks.known_step("begin_step", begin_step),
+        _checks.known_step("end_step", end_step),
+    )
     if begin >= end:
         raise ValueError(
             f"`end_step` must be after `begin_step` = {begin}, got {end}; schedules.one_shot "

@@ -19,8 +19,9 @@ kept params from obeying them.
 Masks are refreshed under `lax.cond`: other steps cost what `transforms.keep_masks` costs. Counts
 come from a table made before tracing, so they are the same eager, jitted, scanned and sharded, and
 the last is `round(sparsity * n)` of the number you gave. Gradients at pruned entries may be
-anything, NaN included. A pruned *parameter* that is NaN cannot be zeroed by an update: `check`
-shows it.
+anything, NaN included, where they are not used: in `gradual` by magnitude and `set_`; `rigl` grows
+NaN last; `straight_through` and `movement` need finite ones. A pruned *parameter* that is NaN
+cannot be zeroed by an update: `check` shows it.
 """
 
 from sparsejax.dynamic._dense import (

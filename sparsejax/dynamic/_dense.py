@@ -242,6 +242,7 @@ def movement(
       own; a constant learning rate, as here, does not change their order.
     """
     inner = _checks.optimizer("optimizer", optimizer)
+    _refreshing.check_scheduled(granularity)
     choice = _refreshing.choice(
         "movement",
         schedule,

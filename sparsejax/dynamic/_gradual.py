@@ -9,7 +9,7 @@ from sparsejax._typing import Criterion, Filter, Masks, Params, ScalarOrSchedule
 from sparsejax.allocation import Allocation
 from sparsejax.dynamic import _refreshing, _states
 from sparsejax.dynamic._states import SparseState
-from sparsejax.granularities import NM, Granularity, Unstructured
+from sparsejax.granularities import Granularity, Unstructured
 
 _UNSTRUCTURED = Unstructured()
 
@@ -82,12 +82,7 @@ def gradual(
     """
     inner = _checks.optimizer("optimizer", optimizer)
     _scores.check_criterion(criterion)
-    if isinstance(granularity, NM):
-        raise ValueError(
-            f"`granularity` must have no sparsity of its own, which a schedule could not change, "
-            f"got {granularity}; train with straight_through(optimizer, granularity=...), or prune "
-            "once and keep_masks."
-        )
+    _refreshing.check_scheduled(granularity)
     choice = _refreshing.choice(
         "gradual",
         schedule,

@@ -60,8 +60,18 @@ def choice(
     prunable: Filter,
 ) -> Choice:
     """Checks and gathers the arguments that `gradual` and its kin share."""
-    sparsity = None if schedule is None else 0.0
-    _topk.check(_topk.Amount(sparsity, None), scope, allocation, granularity)
+    fixed = isinstance(granularity, NM)
+    if fixed and schedule is not None:
+        raise ValueError(
+            f"`schedule` must be left out with `granularity` = {granularity}, which fixes the "
+            f"sparsity by itself, got {_leaves.brief(schedule)}."
+        )
+    if not fixed and schedule is None:
+        raise ValueError(
+            "`schedule` must be given, a number or such as schedules.cubic(0.0, 0.9, 0, 1000); "
+            "only granularity=NM(...) goes without."
+        )
+    _topk.check(_topk.Amount(None if fixed else 0.0, None), scope, allocation, granularity)
     refreshes = of_schedule("schedule", 0.0 if schedule is None else schedule, every, onward=onward)
     if allocation is not None and not refreshes.steps.size:
         raise ValueError(
@@ -69,10 +79,24 @@ def choice(
             f"schedule without an end, {_leaves.brief(schedule)}; give it one: "
             "schedules.cool_down(schedule, begin_step=...)."
         )
-    for name, filter_ in (("prunable", prunable), ("stacked", stacked)):
-        if filter_ is not None:
-            _checks.function(name, filter_, "(path, leaf) -> bool", "sparsejax.filters.weights")
+    check_filters(stacked=stacked, prunable=prunable)
     return Choice(refreshes, scope, allocation, granularity, stacked, prunable)
+
+
+def check_scheduled(granularity: Any) -> None:
+    """Refuses a granularity whose sparsity no schedule can change."""
+    if isinstance(granularity, NM):
+        raise ValueError(
+            "`granularity` must have no sparsity of its own, which a schedule could not change, "
+            f"got {granularity}; train with straight_through(optimizer, granularity=...), or prune "
+            "once and keep_masks."
+        )
+
+
+def check_filters(*, stacked: Any, prunable: Any) -> None:
+    """Refuses what is no filter; no leaf need be stacked."""
+    for name, filter_ in (("prunable", prunable), ("stacked", stacked or filters.weights)):
+        _checks.function(name, filter_, "(path, leaf) -> bool", "sparsejax.filters.weights")
 
 
 def of_schedule(
@@ -80,9 +104,8 @@ def of_schedule(
 ) -> schedules.Refreshes:
     """The refreshes of a schedule, or of a number, which is constant."""
     if not callable(schedule):
-        _checks.fraction(name, schedule)
-        schedule = schedules.constant(float(schedule))
-    return schedules.refreshes(schedule, every, onward=onward)
+        schedule = schedules.constant(_checks.known_fraction(name, schedule))
+    return schedules.refreshes(schedule, every, onward=onward, name=name)
 
 
 def amount(refreshes: schedules.Refreshes, step: Any) -> _topk.Amount | _topk.Listed:

@@ -20,7 +20,7 @@ from sparsejax import (
     granularities,
     masking,
 )
-from sparsejax._typing import Filter, Masks, Params, ScalarOrSchedule
+from sparsejax._typing import Filter, Masks, Params, Scalar, ScalarOrSchedule
 from sparsejax.allocation import Allocation, erdos_renyi_kernel
 from sparsejax.dynamic import _refreshing, _states
 from sparsejax.dynamic._states import SparseState
@@ -28,7 +28,7 @@ from sparsejax.dynamic._states import SparseState
 
 def set_(
     optimizer: optax.GradientTransformation | optax.MultiSteps,
-    sparsity: float,
+    sparsity: Scalar,
     drop_fraction: ScalarOrSchedule,
     *,
     key: jax.Array,
@@ -42,7 +42,7 @@ def set_(
     As `rigl`, with growth at random.
 
     Args:
-      optimizer: any optax optimizer.
+      optimizer: any optax optimizer; see `rigl` for what is reset, and for the exceptions.
       sparsity: of all prunable entries together, in [0, 1); always exact.
       drop_fraction: the fraction of a layer's active entries to exchange at a refresh, in [0, 1), a
         number or a schedule.
@@ -96,7 +96,7 @@ def set_(
 
 def rigl(
     optimizer: optax.GradientTransformation | optax.MultiSteps,
-    sparsity: float,
+    sparsity: Scalar,
     drop_fraction: ScalarOrSchedule,
     *,
     key: jax.Array,
@@ -115,8 +115,9 @@ def rigl(
 
     Args:
       optimizer: any optax optimizer. What it remembers of an entry is reset when that grows, found
-        by `optax.tree.map_params`; this leaves out what has not the parameter's shape (the factors
-        of `adafactor`, `galore`), and all of `sm3` and `lbfgs`, on which that function fails.
+        by `optax.tree.map_params`; this leaves out what has not the parameter's shape (in
+        `adafactor`, `galore`, `novograd`), and all of `sm3` and `lbfgs`, on which that function
+        fails. Not `optax.contrib.acprop`, which divides by the second moment that is reset.
       sparsity: of all prunable entries together, in [0, 1); always exact.
       drop_fraction: in [0, 1), a schedule such as `schedules.cosine(0.3, 0.0, 100, 0.75 * steps)`,
         or a number. Masks are refreshed from its begin to its end; on and on where it ends above 0.
@@ -187,6 +188,7 @@ def _regrowing(
     amount = _topk.Amount(sparsity, None)
     _topk.check(amount, None, allocate, granularities.Unstructured())
     criteria.random(key)  # refuses what is no key
+    _refreshing.check_filters(stacked=stacked, prunable=prunable)
     refreshes = _refreshing.of_schedule("drop_fraction", drop_fraction, every)
     if refreshes.steps.size and refreshes.values[-1] > 0:
         refreshes = dataclasses.replace(refreshes, onward=True)
@@ -214,17 +216,14 @@ def _regrowing(
         grown = growth(state.step, params, grads, chosen)
         active = masking.aligned(state.masks, params)
 
-        def ranked(scores: _tree.Flat, f: Callable[..., Any], masks: list[Any]) -> _tree.Flat:
-            rows = zip(masks, scores.leaves, chosen, strict=True)
-            return scores._replace(leaves=[f(m, s) if yes else s for m, s, yes in rows])
+        # Finite scores leave room above for what stays and below for what cannot be chosen.
+        def among(mask: jax.Array, s: jax.Array) -> jax.Array:
+            return jnp.where(mask, jnp.nan_to_num(s, nan=0.0), -1)
 
-        def among(masks: jax.Array, s: jax.Array) -> jax.Array:
-            return jnp.where(masks, _finite(s), -1)
+        def besides(mask: jax.Array, s: jax.Array) -> jax.Array:
+            return jnp.where(mask, jnp.inf, jnp.nan_to_num(s, nan=-1.0))
 
-        def besides(masks: jax.Array, s: jax.Array) -> jax.Array:
-            return jnp.where(masks, jnp.inf, _finite(s))
-
-        candidates = leaves_of(ranked(weights, among, active), chosen)
+        candidates = leaves_of(_ranked(among, active, weights, chosen), chosen)
         counts = active_counts(candidates)
         dropping = _refreshing.amount(refreshes, state.step)
         staying = best(candidates, [[dropping.kept(n, "") for n in layers] for layers in counts])
@@ -232,7 +231,7 @@ def _regrowing(
         survivors = [
             next(stayed) if yes else mask for mask, yes in zip(active, chosen, strict=True)
         ]
-        found = best(leaves_of(ranked(grown, besides, survivors), chosen), counts)
+        found = best(leaves_of(_ranked(besides, survivors, grown, chosen), chosen), counts)
         return _refreshing.like(_scores.spread(weights, chosen, found), state.masks)
 
     def update_fn(
@@ -262,9 +261,12 @@ def _regrowing(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _finite(scores: jax.Array) -> jax.Array:
-    """Scores >= 0 that leave room above and below: NaN is lowest, infinity the largest number."""
-    return jnp.nan_to_num(scores, nan=0.0)
+def _ranked(
+    f: Callable[..., jax.Array], masks: list[Any], scores: _tree.Flat, chosen: list[bool]
+) -> _tree.Flat:
+    """The scores of the chosen leaves, changed by their masks."""
+    rows = zip(masks, scores.leaves, chosen, strict=True)
+    return scores._replace(leaves=[f(mask, s) if yes else s for mask, s, yes in rows])
 
 
 def _forget(
