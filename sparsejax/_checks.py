@@ -36,11 +36,9 @@ def non_negative(name: str, value: Any, hint: str = "") -> None:
 
 def scalar_or_schedule(name: str, value: Any, *, positive: bool = False) -> None:
     """Refuses what is neither a finite number >= 0 (or > 0) nor a function of the step."""
+    number_or_schedule(name, value)
     if callable(value):
         return
-    if _leaves.shape_of(value) is None:
-        got = _leaves.brief(value)
-        raise TypeError(f"`{name}` must be a number or a schedule (step -> number), got {got}.")
     non_negative(name, value)
     if _leaves.is_traced(value):
         return
@@ -67,10 +65,21 @@ def known_fraction(name: str, value: Any) -> float:
 def known_step(name: str, value: Any, lowest: int = 0) -> int:
     """A number of steps as an int that fits int32; refuses a traced one, too."""
     _known(name, value)
+    if isinstance(value, float | np.floating):
+        raise TypeError(
+            f"`{name}` must be one integer, got {value}; write 3 * steps // 4 for 0.75 * steps."
+        )
     integer(name, value)
     if not lowest <= int(value) < 2**31:
         raise ValueError(f"`{name}` must be an integer from {lowest} to 2**31 - 1, got {value}.")
     return int(value)
+
+
+def number_or_schedule(name: str, value: Any) -> None:
+    """Refuses what is neither one number nor a function of the step."""
+    if not callable(value) and _leaves.shape_of(value) != ():
+        got = _leaves.brief(value)
+        raise TypeError(f"`{name}` must be a number or a schedule (step -> number), got {got}.")
 
 
 def _known(name: str, value: Any) -> None:

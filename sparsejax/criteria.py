@@ -7,7 +7,7 @@ floating leaves selects.
 """
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -268,7 +268,8 @@ def mean_gradients(
         first axis counts batches.
 
     Returns:
-      A tree like the gradients; what is no floating array (`None`, float0) is that of the first.
+      A tree like the gradients, float32 at least; what is no floating array (`None`, float0) is
+      that of the first.
 
     Raises:
       TypeError: if `grad_fn` cannot be called or `batches` not iterated over.
@@ -284,8 +285,12 @@ def mean_gradients(
       Array([2., 4.], dtype=float32)
     """
     _checks.function("grad_fn", grad_fn, "(params, batch) -> grads", "jax.jit(jax.grad(loss))")
-    if not isinstance(batches, Iterable):
-        raise TypeError(f"`batches` must be iterable, got {_leaves.brief(batches)}.")
+    if not isinstance(batches, Iterable) or isinstance(batches, Mapping):
+        raise TypeError(
+            f"`batches` must be a list or another iterable of batches, got "
+            f"{_leaves.brief(batches)}; "
+            "for one batch [batch]."
+        )
     total, count = None, 0
     for batch in batches:
         grads = grad_fn(params, batch)

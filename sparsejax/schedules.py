@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import _checks, _leaves
-from sparsejax._typing import Scalar, Schedule
+from sparsejax._typing import Scalar, ScalarOrSchedule, Schedule
 
 _Formula: TypeAlias = Callable[[Any, Any], Any]
 
@@ -35,7 +35,7 @@ class SparsitySchedule:
       jumps: steps at which masks are refreshed however many steps lie between two refreshes.
     """
 
-    formula: _Formula
+    formula: _Formula = dataclasses.field(repr=False)
     begin_step: int
     end_step: int | None
     jumps: tuple[int, ...] = ()
@@ -270,11 +270,11 @@ def cyclical(
     return SparsitySchedule(formula, begin, end, tuple(sorted(jumps)))
 
 
-def warm_up(schedule: Schedule, steps: int) -> SparsitySchedule:
+def warm_up(schedule: ScalarOrSchedule, steps: int) -> SparsitySchedule:
     """Dense for `steps` steps; then the schedule, from its own step 0.
 
     Args:
-      schedule: a schedule.
+      schedule: a schedule, or a number.
       steps: an integer >= 0.
 
     Returns:
@@ -301,13 +301,13 @@ def warm_up(schedule: Schedule, steps: int) -> SparsitySchedule:
     return SparsitySchedule(formula, inner.begin_step + delay, end, tuple(sorted(jumps)))
 
 
-def cool_down(schedule: Schedule, begin_step: int) -> SparsitySchedule:
+def cool_down(schedule: ScalarOrSchedule, begin_step: int) -> SparsitySchedule:
     """The schedule until `begin_step`; then its value there, and the masks stay as they are.
 
     It gives an end to a function that knows none: `cool_down(f, 10_000)`.
 
     Args:
-      schedule: a schedule.
+      schedule: a schedule, or a number.
       begin_step: the step of the last refresh, an integer >= 0.
 
     Returns:
@@ -360,12 +360,16 @@ class Refreshes:
         regular = (step >= begin) & ((step - begin) % self.every == 0)
         if not self.steps.size:
             return regular
-        listed = (self.steps == step).any()
+        listed = jnp.asarray(self.steps)[self.index(step)] == step
         return listed | (regular & (step > self.steps[-1])) if self.onward else listed
 
     def index(self, step: Any) -> Any:
         """Which entry of `values` holds at `step`."""
-        return (self.steps <= step).sum().clip(1) - 1
+        if isinstance(step, jax.Array):
+            found = jnp.searchsorted(self.steps, step, side="right", method="scan_unrolled")
+        else:
+            found = np.searchsorted(self.steps, step, side="right")
+        return found.clip(1) - 1
 
 
 def refreshes(
@@ -397,6 +401,7 @@ def refreshes(
     _checks.function(name, schedule, "step -> sparsity", "schedules.cubic(0.0, 0.9, 0, 1000)")
     every = _checks.known_step("every", every, 1)
     if not isinstance(schedule, SparsitySchedule) or schedule.end_step is None:
+        _probe(name, schedule)
         return Refreshes(schedule, every, True, np.zeros(0, np.int32), np.zeros(0))
     begin, end = schedule.begin_step, schedule.end_step
     before = (0,) if begin > 0 and schedule(0) > 0 else ()
@@ -404,12 +409,25 @@ def refreshes(
     steps = np.array(sorted(found), np.int32)
     values = np.atleast_1d(schedule(steps))
     for step, value in zip(steps, values, strict=True):
-        if not 0 <= value < 1:
-            raise ValueError(
-                f"`{name}` must stay in [0, 1) (fractions, not percentages), got {value} at step "
-                f"{step}."
-            )
+        _check_value(name, step, value)
     return Refreshes(schedule, every, onward, steps, values)
+
+
+def _probe(name: str, schedule: Schedule) -> None:
+    """Looks at a function without an end, here and there: traced, it could not be refused."""
+    with jax.ensure_compile_time_eval():
+        for step in (0, *(10**k for k in range(7))):
+            value = float(schedule(jnp.asarray(step, jnp.int32)))
+            end = " If training ends before, say so: schedules.cool_down(function, begin_step=...)."
+            _check_value(name, step, value, end)
+
+
+def _check_value(name: str, step: Any, value: Any, hint: str = "") -> None:
+    if not 0 <= value < 1:
+        raise ValueError(
+            f"`{name}` must stay in [0, 1) (fractions, not percentages), got {value} at step "
+            f"{step}.{hint}"
+        )
 
 
 def _ramp(
@@ -429,9 +447,11 @@ def _ramp(
     return SparsitySchedule(formula, begin, end, (begin, end))
 
 
-def _lifted(schedule: Schedule) -> SparsitySchedule:
+def _lifted(schedule: ScalarOrSchedule) -> SparsitySchedule:
     """A plain function as a schedule without jumps or end."""
-    _checks.function("schedule", schedule, "step -> sparsity", "schedules.constant(0.9)")
+    _checks.number_or_schedule("schedule", schedule)
+    if not callable(schedule):
+        return constant(_checks.known_fraction("schedule", schedule))
     if isinstance(schedule, SparsitySchedule):
         return schedule
 

@@ -494,8 +494,8 @@ DROP = schedules.cosine(0.4, 0.0, 1, 9)
 def test_rigl_drops_small_weights_and_grows_large_gradients(draw, mode):
     tx = dynamic.rigl(SGD, 0.6, DROP, key=KEY, every=3)
     for step in train(tx, 11, draw(100), draw, jit=mode == "jit", start=obeying):
-        if step.number in (0, 1, 4, 7, 9):  # its value is above 0 from step 0 on
-            t = min(max((step.number - 1) / 8, 0), 1)
+        if step.number in (1, 4, 7, 9):  # not before its begin
+            t = (step.number - 1) / 8
             assert_exchanged(step, 0.4 * (1 + math.cos(math.pi * t)) / 2)
         else:
             assert_same(step.masks, step.masks_before)
@@ -1028,11 +1028,10 @@ def test_straight_through_moves_what_is_inside_the_backward_set():
             assert (step.state.dense[name] != step.state_before.dense[name])[inside].all()
 
 
-def test_straight_through_with_a_larger_backward_sparsity_trains_what_it_keeps():
-    tx = dynamic.straight_through(SGD, 0.5, backward_sparsity=0.9)
-    step = train(tx, 2)[-1]
-    for name in CHOSEN:
-        np.testing.assert_array_equal(step.state.trained[name], step.masks[name])
+@pytest.mark.usefixtures("as_users_have_it")
+def test_straight_through_refuses_a_backward_sparsity_above_the_forward_one():
+    with pytest.raises(ValueError, match=r"`backward_sparsity` must be at most .*0\.5, got 0\.9"):
+        dynamic.straight_through(SGD, 0.5, backward_sparsity=0.9)
 
 
 def test_straight_through_of_bfloat16_params_are_the_masked_dense_weights():
@@ -1296,14 +1295,14 @@ def test_masks_of_nested_wrappers_are_the_outermost():
 
 @pytest.mark.parametrize("read", [dynamic.masks, dynamic.check])
 def test_masks_refuses_a_state_without_any(read):
-    with pytest.raises(ValueError, match=r"`state` must hold .*one transform with masks .*got 0"):
+    with pytest.raises(ValueError, match=r"`state` must hold .*a transform with masks .*got 0"):
         read(ADAM.init(normal(0)))
 
 
 @pytest.mark.parametrize("read", [dynamic.masks, dynamic.check])
 def test_masks_refuses_a_state_with_several(read):
     tx = optax.chain(dynamic.gradual(SGD, 0.5), dynamic.gradual(SGD, 0.5))
-    with pytest.raises(ValueError, match=r"`state` must hold .*one transform with masks .*got 2"):
+    with pytest.raises(ValueError, match=r"`state` must hold one transform .*got 2 that share"):
         read(tx.init(normal(0)))
 
 
@@ -1416,6 +1415,7 @@ ALL = (*SCHEDULED, *REGROWING)
 TREE = {"b": False, "w": True}
 A_FRACTION = r"`{}` must be in \[0, 1\) \(a fraction, not a percentage\), got "
 A_NUMBER = "`{}` must be one real number, got "
+A_SCHEDULE = r"`{}` must be a number or a schedule \(step -> number\), got "
 A_FUNCTION = r"`{}` must be a function "
 A_FILTER = r"`{}` must be a function \(path, leaf\) -> bool, got "
 
@@ -1444,8 +1444,8 @@ ARGUMENTS = [
     (SCHEDULED, {"schedule": 1.0}, ValueError, A_FRACTION.format("schedule") + r"1\.0"),
     (SCHEDULED, {"schedule": -0.1}, ValueError, A_FRACTION.format("schedule") + r"-0\.1"),
     (SCHEDULED, {"schedule": math.nan}, ValueError, "`schedule` must be a number, got nan"),
-    (SCHEDULED, {"schedule": "0.5"}, TypeError, A_NUMBER.format("schedule") + "'0.5'"),
-    (SCHEDULED, {"schedule": [0.5]}, TypeError, A_NUMBER.format("schedule")),
+    (SCHEDULED, {"schedule": "0.5"}, TypeError, A_SCHEDULE.format("schedule") + "'0.5'"),
+    (SCHEDULED, {"schedule": [0.5]}, TypeError, A_SCHEDULE.format("schedule")),
     (SCHEDULED, {"schedule": True}, TypeError, A_NUMBER.format("schedule")),
     (
         SCHEDULED,
@@ -1513,8 +1513,8 @@ ARGUMENTS = [
     (REGROWING, {"sparsity": schedules.constant(0.5)}, TypeError, A_NUMBER.format("sparsity")),
     (REGROWING, {"drop_fraction": 30}, ValueError, A_FRACTION.format("drop_fraction") + "30"),
     (REGROWING, {"drop_fraction": 1.0}, ValueError, A_FRACTION.format("drop_fraction")),
-    (REGROWING, {"drop_fraction": "a"}, TypeError, A_NUMBER.format("drop_fraction")),
-    (REGROWING, {"drop_fraction": None}, TypeError, A_NUMBER.format("drop_fraction")),
+    (REGROWING, {"drop_fraction": "a"}, TypeError, A_SCHEDULE.format("drop_fraction")),
+    (REGROWING, {"drop_fraction": None}, TypeError, A_SCHEDULE.format("drop_fraction")),
     (REGROWING, {"allocation": None}, TypeError, "`allocation` must be a function"),
     (REGROWING, {"key": 0}, TypeError, "`key` must be "),
     (REGROWING, {"key": None}, TypeError, "`key` must be "),
@@ -1646,3 +1646,92 @@ def test_gradual_refuses_nan_scores_that_it_can_see():
 def test_wrapper_refuses_a_tree_with_nothing_to_prune(factory):
     with pytest.raises(ValueError, match="`prunable` must select at least one leaf, got none of 1"):
         MAKERS[factory]().init({"b": np.ones(3, np.float32)})
+
+
+# ---- params that come from elsewhere, and wrappers that see a part of them
+
+
+@pytest.mark.parametrize("factory", ["movement", "straight_through"])
+def test_dense_wrapper_trains_params_loaded_after_init(factory):
+    """Pretrained weights are often loaded once the optimizer is there."""
+    wrap = getattr(dynamic, factory)
+    tx = wrap(optax.sgd(0.0), schedules.linear(0.0, 0.5, 5, 9), every=1)
+    loaded = jax.tree.map(lambda w: w + 10, normal(100))
+    updates, _ = tx.update(normal(0), tx.init(normal(100)), loaded)
+    for name, leaf in apply(loaded, updates).items():
+        np.testing.assert_array_equal(leaf, loaded[name])
+
+
+@pytest.mark.parametrize("factory", ["movement", "straight_through"])
+def test_dense_wrapper_keeps_params_that_are_projected_between_steps(factory):
+    tx = getattr(dynamic, factory)(optax.sgd(0.0), 0.5, every=1)
+    params, state = normal(100), tx.init(normal(100))
+    for _ in range(3):
+        updates, state = tx.update(normal(0), state, params)
+        params = jax.tree.map(lambda w: jnp.clip(w, -0.1, 0.1), apply(params, updates))
+    assert max(np.abs(leaf).max() for leaf in params.values()) <= np.float32(0.1)
+    updates, _ = tx.update(normal(0), state, params)
+    kept_before = full(state.masks, params)
+    for name in CHOSEN:
+        moved = np.asarray(updates[name])[kept_before[name] & (np.asarray(params[name]) != 0)]
+        assert np.isin(moved, 0).any() and np.abs(moved).max(initial=0) <= 0.1
+
+
+@pytest.mark.parametrize("factory", ["movement", "straight_through"])
+def test_dense_wrapper_takes_trees_with_functions(factory):
+    tree = {"f": jax.nn.relu, "w": jnp.ones((2, 2))}
+    grads = {"f": None, "w": jnp.ones((2, 2))}
+    tx = getattr(dynamic, factory)(optax.sgd(0.1), 0.5)
+    updates, state = tx.update(grads, tx.init(tree), tree)
+    assert kept({"w": dynamic.masks(state)["w"]}, ("w",)) == 2 and updates["w"].shape == (2, 2)
+
+
+LABELS = {"b": "free", "e": "free", "s": "left", "w": "right"}
+
+
+def test_masks_of_two_groups_are_those_of_both():
+    params = {name: leaf for name, leaf in normal(100).items() if name in CHOSEN}
+    labels = {name: LABELS.get(name, "left") for name in params}
+    groups = {"left": dynamic.gradual(SGD, 0.5), "right": dynamic.gradual(ADAM, 0.25)}
+    tx = optax.partition(groups, labels)
+    updates, state = tx.update(normal_like(params), tx.init(params), params)
+    dynamic.check(state, apply(params, updates))
+    masks = dynamic.masks(state)
+    right = [name for name in params if labels[name] == "right"]
+    assert right and kept(masks, right) == sum(np.size(params[n]) for n in right) * 3 // 4
+
+
+def test_masks_keep_what_a_masked_wrapper_does_not_see():
+    params = {name: leaf for name, leaf in normal(100).items() if name in CHOSEN}
+    first, *others = params
+    tx = optax.masked(dynamic.gradual(SGD, 0.5), {first: True} | dict.fromkeys(others, False))
+    state = tx.update(normal_like(params), tx.init(params), params)[1]
+    masks = dynamic.masks(state)
+    assert all(masks[name].shape == () and masks[name] for name in others)
+    assert sj.apply_masks(params, masks)[first].shape == params[first].shape
+
+
+def normal_like(params):
+    return {name: normal(0)[name] for name in params}
+
+
+def test_check_says_that_nan_cannot_be_zeroed():
+    tx = dynamic.gradual(SGD, 0.5)
+    params = {"w": jnp.array([[jnp.nan, 1.0]])}
+    grads = {"w": jnp.zeros((1, 2))}
+    _, state = jax.jit(tx.update)(grads, jax.jit(tx.init)(params), params)
+    with pytest.raises(ValueError, match="1 of 2 entries is not, at 'w': the leaf has NaN"):
+        dynamic.check(state, params)
+
+
+def test_check_says_that_it_is_not_for_jit():
+    params, tx = normal(100), dynamic.gradual(SGD, 0.5)
+    with pytest.raises(ValueError, match="call it outside of jit"):
+        jax.jit(lambda p: dynamic.check(tx.init(p), p))(params)
+
+
+def test_rigl_waits_for_the_begin_of_its_drop_fraction():
+    tx = dynamic.rigl(SGD, 0.5, schedules.cosine(0.5, 0.0, 2, 4), key=KEY, every=1)
+    runs = train(tx, 4, start=obeying)
+    same = [all(np.array_equal(r.masks[n], r.masks_before[n]) for n in CHOSEN) for r in runs]
+    assert same == [True, True, False, False]

@@ -161,7 +161,7 @@ ERRORS = {
     "batches that are none": (
         lambda: criteria.mean_gradients(GRAD, PARAMS, 3),
         TypeError,
-        r"`batches` must be iterable, got 3",
+        r"`batches` must be a list or .*, got 3",
     ),
     "no batch": (
         lambda: criteria.mean_gradients(GRAD, PARAMS, []),

@@ -246,11 +246,11 @@ def branching(step):
 
 
 PLAIN = {
-    "lambda": lambda step: 0.5 * (step / 100),
+    "lambda": lambda step: 0.5 * (step / (step + 100)),
     "branching": branching,
     "optax": optax.polynomial_schedule(0.0, 0.5, 3, 50),
     "optax piecewise": optax.piecewise_constant_schedule(0.25, {20: 2.0}),
-    "math": lambda step: math.sqrt(step) / 10,
+    "math": lambda step: math.sqrt(step) / 2**11,
 }
 each_plain = pytest.mark.parametrize("plain", PLAIN)
 
@@ -297,7 +297,7 @@ def test_warm_up_never_calls_a_plain_function_before_its_step_zero():
 
 def test_warm_up_of_a_plain_function_may_be_cooled_down():
     schedule = schedules.cool_down(schedules.warm_up(PLAIN["lambda"], 10), 60)
-    assert (schedule(9), schedule(60), schedule(61)) == (0.0, 0.25, 0.25)
+    assert (schedule(9), schedule(60), schedule(61)) == (0.0, 1 / 6, 1 / 6)
 
 
 # ---- kinds of steps
@@ -678,10 +678,38 @@ def test_piecewise_refuses_what_is_no_mapping_with_rows(rows):
 
 @as_users
 @pytest.mark.parametrize("schedule", [0.9, None, "cubic"])
-@pytest.mark.parametrize("call", [schedules.warm_up, schedules.cool_down, schedules.refreshes])
-def test_schedule_of_a_schedule_refuses_what_is_no_function(call, schedule):
+def test_refreshes_refuse_what_is_no_function(schedule):
     with pytest.raises(TypeError, match=r"`schedule` must be a function step -> sparsity, got "):
+        schedules.refreshes(schedule, 3)
+
+
+@as_users
+@pytest.mark.parametrize("schedule", [None, "cubic", [0.5]])
+@pytest.mark.parametrize("call", [schedules.warm_up, schedules.cool_down])
+def test_schedule_of_a_schedule_refuses_what_is_neither_number_nor_function(call, schedule):
+    with pytest.raises(TypeError, match=r"`schedule` must be a number or a schedule .*got "):
         call(schedule, 3)
+
+
+def test_warm_up_takes_a_number():
+    schedule = schedules.warm_up(0.5, 10)
+    assert [schedule(step) for step in (9, 10)] == [0, 0.5]
+
+
+@as_users
+@pytest.mark.parametrize(
+    ("schedule", "got"),
+    [
+        (optax.linear_schedule(0, 90, 10), r"9\.0 at step 1\."),
+        (optax.linear_schedule(0, 1, 10), r"1\.0 at step 10\."),
+        (lambda step: step / 10_000, r"1\.0 at step 10000\."),
+        (lambda step: -0.5 + 0 * step, r"-0\.5 at step 0\."),
+    ],
+)
+def test_refreshes_refuse_a_plain_function_that_leaves_the_range(schedule, got):
+    pattern = rf"`schedule` must stay in \[0, 1\) .*got {got} .*cool_down"
+    with pytest.raises(ValueError, match=pattern):
+        schedules.refreshes(schedule, 1)
 
 
 @as_users

@@ -21,7 +21,8 @@ come from a table made before tracing, so they are the same eager, jitted, scann
 the last is `round(sparsity * n)` of the number you gave. Gradients at pruned entries may be
 anything, NaN included, where they are not used: in `gradual` by magnitude and `set_`; `rigl` grows
 NaN last; `straight_through` and `movement` need finite ones. A pruned *parameter* that is NaN
-cannot be zeroed by an update: `check` shows it.
+cannot be zeroed by an update: `check` shows it. Under `optax.inject_hyperparams` build the whole:
+`inject_hyperparams(lambda learning_rate: gradual(adam(learning_rate), schedule))`.
 """
 
 from sparsejax.dynamic._dense import (

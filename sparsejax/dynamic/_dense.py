@@ -22,7 +22,8 @@ class StraightThroughState(NamedTuple):
       step: updates done.
       masks: what the params obey.
       leaked: how many pruned entries were found not to be zero after a refresh; see `check`.
-      dense: the values of prunable leaves without masks; a 0-d zero for the others.
+      dense: the values of prunable leaves without masks, of which those of pruned entries count; a
+        0-d zero for other leaves.
       trained: which of them are updated, as masks.
       inner: the inner optimizer's state.
     """
@@ -42,7 +43,8 @@ class MovementState(NamedTuple):
       step: updates done.
       masks: what the params obey.
       leaked: how many pruned entries were found not to be zero after a refresh; see `check`.
-      dense: the values of prunable leaves without masks; a 0-d zero for the others.
+      dense: the values of prunable leaves without masks, of which those of pruned entries count; a
+        0-d zero for other leaves.
       scores: the scores so far, float32; a 0-d zero for leaves that are not prunable.
       inner: the inner optimizer's state.
     """
@@ -74,9 +76,10 @@ def straight_through(
     The dense weights live in the state, where the inner optimizer updates them with the gradients
     at the masked ones (the straight-through estimator); the params are always the masked ones. So
     the loop needs no custom gradient, and params can be evaluated and stored as they are. After
-    every `every` steps the masks become those of the highest scores of the dense weights. An entry
-    comes back with its dense value, within one rounding (as all kept entries are). Cost: one copy
-    of the prunable params in the state.
+    every `every` steps the masks become those of the highest scores of the dense weights. A pruned
+    entry comes back with its dense value; what is kept is read from the params, so that they may be
+    loaded after `init`, or changed between steps. Cost: one copy of the prunable params in the
+    state.
 
     Args:
       optimizer: any optax optimizer; it sees the dense weights as its params.
@@ -135,11 +138,17 @@ def straight_through(
         prunable=prunable,
     )
     if backward_sparsity is not None:
-        _checks.fraction("backward_sparsity", backward_sparsity)
         if isinstance(granularity, NM):
             raise ValueError(
                 f"`backward_sparsity` must be left out with `granularity` = {granularity}, which "
                 f"fixes the sparsity by itself, got {backward_sparsity}."
+            )
+        backward_sparsity = _checks.known_fraction("backward_sparsity", backward_sparsity)
+        most = max(choice.refreshes.values, default=1.0)
+        if backward_sparsity > most:
+            raise ValueError(
+                f"`backward_sparsity` must be at most the schedule's largest sparsity, {most}, got "
+                f"{backward_sparsity}: what is trained includes what is kept."
             )
 
     def init_fn(params: Params) -> StraightThroughState:
@@ -160,9 +169,10 @@ def straight_through(
     ) -> tuple[Params, StraightThroughState]:
         _states.check_update("straight_through", state, StraightThroughState, updates, params)
         chosen = filters.selected(prunable, params)
-        dense = _merged(state.dense, params, chosen)
+        dense = _unmasked(state, params, chosen)
         grads = _decayed(updates, dense, state.masks, chosen, decay)
-        steps, moved, inner_state = _train(inner, grads, state, dense, state.trained, extra)
+        steps, inner_state = _train(inner, grads, state, dense, state.trained, extra)
+        moved = _moved(dense, steps, chosen)
 
         def refreshed() -> tuple[Masks, Masks]:
             given = updates if criterion_grads is None else criterion_grads
@@ -177,7 +187,8 @@ def straight_through(
         (masks, trained), leaked = _refreshing.refreshed(
             choice.refreshes, state, params, refreshed, lambda: (state.masks, state.trained)
         )
-        return _landing(steps, params, moved, masks, chosen), StraightThroughState(
+        landing = _landing(steps, params, moved, state.masks, masks, chosen)
+        return landing, StraightThroughState(
             optax.safe_increment(state.step),
             masks,
             leaked,
@@ -206,12 +217,13 @@ def movement(
     params and the entry's remembered value): it grows when a gradient step would move the entry
     away from zero. Every `every` steps the masks become those of the highest scores. Pruned entries
     keep their value, do not train, and return with it when their score is high enough. Cost: a copy
-    of the prunable params, and the scores, in the state.
+    of the prunable params, and the scores, in the state, both written in every step.
 
     Args:
       optimizer: any optax optimizer.
       schedule: step -> sparsity, such as `schedules.cubic(0.0, 0.9, 1000, 8000)`, or a number.
-        Masks are refreshed on and on, after the schedule's end, too.
+        Masks stay after the schedule's end: scores go on without it, and what came back while the
+        learning rate decays would find no time to train. With a number they change on and on.
       every: steps between two refreshes.
       scope: how entries compete, as in `masking.topk`.
       allocation: shares what is kept out to the leaves; the schedule must have an end.
@@ -238,8 +250,8 @@ def movement(
 
     References:
       V. Sanh, T. Wolf and A. Rush, *Movement pruning: adaptive sparsity by fine-tuning*, NeurIPS
-      2020, https://arxiv.org/abs/2005.07683, section 4. There scores have an optimizer of their
-      own; a constant learning rate, as here, does not change their order.
+      2020, https://arxiv.org/abs/2005.07683, section 4. There scores have an optimizer and a
+      decaying learning rate of their own; here each step counts alike until the schedule ends.
     """
     inner = _checks.optimizer("optimizer", optimizer)
     _refreshing.check_scheduled(granularity)
@@ -247,7 +259,7 @@ def movement(
         "movement",
         schedule,
         every,
-        onward=True,
+        onward=getattr(schedule, "end_step", 0) == 0,
         scope=scope,
         allocation=allocation,
         granularity=granularity,
@@ -268,9 +280,10 @@ def movement(
     ) -> tuple[Params, MovementState]:
         _states.check_update("movement", state, MovementState, updates, params)
         chosen = filters.selected(prunable, params)
-        dense = _merged(state.dense, params, chosen)
+        dense = _unmasked(state, params, chosen)
         scores = _moved_scores(state.scores, updates, dense, chosen)
-        steps, moved, inner_state = _train(inner, updates, state, dense, state.masks, extra)
+        steps, inner_state = _train(inner, updates, state, dense, state.masks, extra)
+        moved = _moved(dense, steps, chosen)
 
         def refreshed() -> Masks:
             return _refreshing.like(choice.masks(scores, chosen, state.step), state.masks)
@@ -278,7 +291,8 @@ def movement(
         masks, leaked = _refreshing.refreshed(
             choice.refreshes, state, params, refreshed, lambda: state.masks
         )
-        return _landing(steps, params, moved, masks, chosen), MovementState(
+        landing = _landing(steps, params, moved, state.masks, masks, chosen)
+        return landing, MovementState(
             optax.safe_increment(state.step),
             masks,
             leaked,
@@ -307,11 +321,17 @@ def _own(dense: Params) -> Params:
     return jax.tree.map(lambda w: jnp.array(w, copy=True), dense)
 
 
-def _merged(dense: Params, params: Params, chosen: list[bool]) -> Params:
-    """The params with their dense values, where the state has some."""
+def _unmasked(state: Any, params: Params, chosen: list[bool]) -> Params:
+    """The params, and what the state remembers of pruned entries."""
     flat = _tree.flatten(params)
-    rows = zip(_tree.align("dense", dense, "params", params), flat.leaves, chosen, strict=True)
-    return flat.rebuild([d if yes else w for d, w, yes in rows])
+    rows = zip(
+        _tree.align("state", state.dense, "params", params),
+        flat.leaves,
+        masking.aligned(state.masks, params),
+        chosen,
+        strict=True,
+    )
+    return flat.rebuild([jnp.where(mask, w, d) if yes else w for d, w, mask, yes in rows])
 
 
 def _decayed(grads: Params, dense: Params, masks: Masks, chosen: list[bool], decay: Any) -> Params:
@@ -341,16 +361,24 @@ def _train(
     dense: Params,
     trained: Masks,
     extra: dict[str, Any],
-) -> tuple[Params, Params, Any]:
-    """The inner optimizer's steps, the dense weights after them, and its new state."""
+) -> tuple[Params, Any]:
+    """The inner optimizer's steps, masked by `trained`, and its new state."""
 
     def mask(tree: Params) -> Params:
         return masking.apply_masks(tree, trained)
 
     at_masked = _masked.at_masked(state.masks, extra, mask)
     steps, inner_state = inner.update(mask(grads), state.inner, dense, **at_masked)
-    steps = mask(steps)
-    return steps, optax.apply_updates(dense, steps), inner_state
+    return mask(steps), inner_state
+
+
+def _moved(dense: Params, steps: Params, chosen: list[bool]) -> Params:
+    """The dense weights after the steps."""
+    flat = _tree.flatten(dense)
+    rows = zip(flat.leaves, _tree.align("updates", steps, "params", dense), chosen, strict=True)
+    return flat.rebuild(
+        [(w + u).astype(w.dtype) if yes and u is not None else w for w, u, yes in rows]
+    )
 
 
 def _moved_scores(scores: Scores, grads: Params, dense: Params, chosen: list[bool]) -> _tree.Flat:
@@ -372,21 +400,28 @@ def _moved_scores(scores: Scores, grads: Params, dense: Params, chosen: list[boo
 
 
 def _landing(
-    steps: Params, params: Params, dense: Params, masks: Masks, chosen: list[bool]
+    steps: Params,
+    params: Params,
+    dense: Params,
+    before: Masks,
+    after: Masks,
+    chosen: list[bool],
 ) -> Params:
-    """What takes the params to the masked dense values: zeros exactly, others within rounding."""
+    """The step of what stays, the dense value of what comes back, and -w of what is pruned."""
     flat = _tree.flatten(params)
     rows = zip(
         _tree.align("updates", steps, "params", params),
         flat.leaves,
         jax.tree.leaves(dense),
-        masking.aligned(masks, params),
+        masking.aligned(before, params),
+        masking.aligned(after, params),
         chosen,
         strict=True,
     )
-    return flat.rebuild(
-        [
-            jnp.where(mask, _leaves.wide(d) - _leaves.wide(w), -_leaves.wide(w)) if yes else u
-            for u, w, d, mask, yes in rows
-        ]
-    )
+
+    def land(u: Any, w: Any, d: jax.Array, was: jax.Array, stays: jax.Array) -> jax.Array:
+        back = _leaves.wide(d) - _leaves.wide(w)
+        u = jnp.zeros((), w.dtype) if u is None else u
+        return jnp.where(stays, jnp.where(was, u, back), -_leaves.wide(w))
+
+    return flat.rebuild([land(*row) if yes else row[0] for *row, yes in rows])

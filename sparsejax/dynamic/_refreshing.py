@@ -103,6 +103,7 @@ def of_schedule(
     name: str, schedule: ScalarOrSchedule, every: int, *, onward: bool = False
 ) -> schedules.Refreshes:
     """The refreshes of a schedule, or of a number, which is constant."""
+    _checks.number_or_schedule(name, schedule)
     if not callable(schedule):
         schedule = schedules.constant(_checks.known_fraction(name, schedule))
     return schedules.refreshes(schedule, every, onward=onward, name=name)

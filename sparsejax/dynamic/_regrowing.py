@@ -116,12 +116,14 @@ def rigl(
     Args:
       optimizer: any optax optimizer. What it remembers of an entry is reset when that grows, found
         by `optax.tree.map_params`; this leaves out what has not the parameter's shape (in
-        `adafactor`, `galore`, `novograd`), and all of `sm3` and `lbfgs`, on which that function
-        fails. Not `optax.contrib.acprop`, which divides by the second moment that is reset.
+        `adafactor`, `galore`, `novograd`, under `optax.flatten`), and all of `sm3` and `lbfgs`, on
+        which that function fails. Not `optax.contrib.acprop`, which divides by the second moment
+        that is reset.
       sparsity: of all prunable entries together, in [0, 1); always exact.
-      drop_fraction: in [0, 1), a schedule such as `schedules.cosine(0.3, 0.0, 100, 0.75 * steps)`,
-        or a number. Masks are refreshed from its begin to its end; on and on where it ends above 0.
-      key: a PRNG key, for the first masks.
+      drop_fraction: in [0, 1), a number or a schedule such as
+        `schedules.cosine(0.3, 0.0, 100, 3 * steps // 4)`. Masks are refreshed from its begin to its
+        end; on and on where it ends above 0.
+      key: a PRNG key, for the first masks; under `vmap` all members have the same.
       every: steps between two refreshes.
       allocation: how many entries each layer keeps, all the time.
       stacked: which leaves hold several layers along their first axis.
@@ -190,6 +192,11 @@ def _regrowing(
     criteria.random(key)  # refuses what is no key
     _refreshing.check_filters(stacked=stacked, prunable=prunable)
     refreshes = _refreshing.of_schedule("drop_fraction", drop_fraction, every)
+    if refreshes.steps.size:
+        late = refreshes.steps >= getattr(drop_fraction, "begin_step", 0)
+        refreshes = dataclasses.replace(
+            refreshes, steps=refreshes.steps[late], values=refreshes.values[late]
+        )
     if refreshes.steps.size and refreshes.values[-1] > 0:
         refreshes = dataclasses.replace(refreshes, onward=True)
 

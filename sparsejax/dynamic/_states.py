@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from sparsejax import _checks, _leaves, _tree
 from sparsejax._typing import Masks, Params
@@ -49,8 +50,11 @@ def masks(state: Any) -> Masks:
     Returns:
       Masks like the params that `init` saw.
 
+    Several transforms beside each other (`optax.partition`) give the masks of all; what none of
+    them sees is kept, a 0-d True.
+
     Raises:
-      ValueError: if there are none, or several beside each other.
+      ValueError: if there are none, or several for one leaf.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -59,7 +63,18 @@ def masks(state: Any) -> Masks:
       >>> dynamic.masks(tx.init({"w": jnp.ones((1, 2))}))
       {'w': Array([[ True,  True]], dtype=bool)}
     """
-    return _only_state(state).masks
+    states = _own_states(state)
+    columns = [jax.tree.flatten(own.masks, is_leaf=_is_left_out) for own in states]
+    merged = []
+    for row in zip(*(leaves for leaves, _ in columns), strict=True):
+        found = [mask for mask in row if not _is_left_out(mask)]
+        if len(found) > 1:
+            raise ValueError(
+                f"`state` must hold one transform with masks for each leaf, got {len(states)} that "
+                "share some; pass the state of one of them."
+            )
+        merged.append(found[0] if found else jnp.ones((), bool))
+    return jax.tree.unflatten(columns[0][1], merged)
 
 
 def check(state: Any, params: Params | None = None) -> None:
@@ -87,41 +102,51 @@ def check(state: Any, params: Params | None = None) -> None:
       ...
       ValueError: `params` must be zero where the masks prune, but 1 of 2 entries is not, ...
     """
-    own = _only_state(state)
+    if _leaves.is_traced(*jax.tree.leaves((state, params))):
+        raise ValueError("`check` looks at values: call it outside of jit.")
+    found = masks(state)
     if params is not None:
         flat = _tree.flatten(params)
-        counts = _refreshing.disobedient(params, own.masks)
+        counts = _refreshing.disobedient(params, found)
         for path, leaf, count in zip(flat.paths, flat.leaves, counts, strict=True):
             if count:
-                size = jnp.size(leaf)
                 verb = "is" if int(count) == 1 else "are"
                 raise ValueError(
-                    f"`params` must be zero where the masks prune, but {int(count)} of {size} "
-                    f"entries {verb} not, at {path!r}: {_WHY}"
+                    f"`params` must be zero where the masks prune, but {int(count)} of "
+                    f"{jnp.size(leaf)} entries {verb} not, at {path!r}: {_why(leaf)}"
                 )
-    if int(getattr(own, "leaked", 0)):
+    leaked = max(int(getattr(own, "leaked", 0)) for own in _own_states(state))
+    if leaked:
         raise ValueError(
-            f"`state` remembers {int(own.leaked)} pruned entries that were not zero in the step "
-            f"after a refresh: {_WHY}"
+            f"`state` remembers {leaked} pruned entries that were not zero in the step after a "
+            f"refresh: {_why()}"
         )
 
 
-_WHY = (
-    "something outside the wrapper changes its steps (clip, EMA, decay, scale), or the params are "
-    "not those it updated. Put the wrapper outermost and the rest inside it, and start from "
-    "apply_masks(params, dynamic.masks(state))."
-)
+def _why(leaf: Any = 0.0) -> str:
+    if jnp.any(jnp.isnan(leaf)):
+        return "the leaf has NaN, which no update can bring to zero; look for what made it."
+    return (
+        "something outside the wrapper changes its steps (clip, EMA, decay, scale), or the params "
+        "are not those it updated. Put the wrapper outermost and the rest inside it, and start "
+        "from apply_masks(params, dynamic.masks(state))."
+    )
 
 
-def _only_state(state: Any) -> Any:
+def _own_states(state: Any) -> list[Any]:
     nodes = jax.tree.leaves(state, is_leaf=_has_masks)
     found = [node for node in nodes if _has_masks(node)]
-    if len(found) == 1:
-        return found[0]
+    structures = {jax.tree.structure(own.masks, is_leaf=_is_left_out) for own in found}
+    if len(structures) == 1:
+        return found
     raise ValueError(
-        "`state` must hold the state of one transform with masks (sparsejax.dynamic, keep_masks), "
-        f"got {len(found)} in {_leaves.brief(state)}."
+        "`state` must hold the state of a transform with masks (sparsejax.dynamic, keep_masks), "
+        f"got {len(found)}{' of different trees' if found else ''} in {_leaves.brief(state)}."
     )
+
+
+def _is_left_out(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _has_masks(node: Any) -> bool:
