@@ -76,8 +76,8 @@ def known_step(name: str, value: Any, lowest: int = 0) -> int:
 
 
 def number_or_schedule(name: str, value: Any) -> None:
-    """Refuses what is neither one number nor a function of the step."""
-    if not callable(value) and _leaves.shape_of(value) != ():
+    """Refuses what is neither a number nor a function of the step."""
+    if not callable(value) and _leaves.shape_of(value) is None:
         got = _leaves.brief(value)
         raise TypeError(f"`{name}` must be a number or a schedule (step -> number), got {got}.")
 

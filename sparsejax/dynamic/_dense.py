@@ -153,11 +153,12 @@ def straight_through(
 
     def init_fn(params: Params) -> StraightThroughState:
         chosen = filters.selected(prunable, params)
-        step, none = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         everything = choice.everything(params)
         trained = _everywhere(params) if backward_sparsity is None else choice.everything(params)
         dense = _own(_chosen_leaves(params, chosen))
-        return StraightThroughState(step, everything, none, dense, trained, inner.init(params))
+        return StraightThroughState(
+            _states.zero(), everything, _states.zero(), dense, trained, inner.init(params)
+        )
 
     def update_fn(
         updates: Params,
@@ -269,11 +270,12 @@ def movement(
 
     def init_fn(params: Params) -> MovementState:
         chosen = filters.selected(prunable, params)
-        step, none = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         dense = _own(_chosen_leaves(params, chosen))
         scores = jax.tree.map(lambda w: jnp.zeros_like(w, _leaves.wide_dtype(w.dtype)), dense)
         everything = choice.everything(params)
-        return MovementState(step, everything, none, dense, scores, inner.init(params))
+        return MovementState(
+            _states.zero(), everything, _states.zero(), dense, scores, inner.init(params)
+        )
 
     def update_fn(
         updates: Params, state: MovementState, params: Params | None = None, **extra: Any

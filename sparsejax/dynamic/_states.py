@@ -29,7 +29,12 @@ class SparseState(NamedTuple):
 
 def sparse_state(masks: Masks, inner_state: Any) -> SparseState:
     """The state before the first step."""
-    return SparseState(jnp.zeros((), jnp.int32), masks, jnp.zeros((), jnp.int32), inner_state)
+    return SparseState(zero(), masks, zero(), inner_state)
+
+
+def zero() -> jax.Array:
+    """A count, with a buffer of its own."""
+    return jnp.zeros((), jnp.int32)
 
 
 def check_update(transform: str, state: Any, kind: type, updates: Any, params: Any) -> None:
@@ -42,6 +47,9 @@ def check_update(transform: str, state: Any, kind: type, updates: Any, params: A
 def masks(state: Any) -> Masks:
     """The masks in an optimizer's state: those of its outermost wrapper that has some.
 
+    Several transforms beside each other (`optax.partition`) give the masks of all; what none of
+    them sees is kept: a 0-d True.
+
     Args:
       state: of a transform of `sparsejax.dynamic` or of `keep_masks`, alone or inside others
         (`optax.chain`, `inject_hyperparams`, `MultiSteps`), also as `nnx.Optimizer.opt_state` or
@@ -49,9 +57,6 @@ def masks(state: Any) -> Masks:
 
     Returns:
       Masks like the params that `init` saw.
-
-    Several transforms beside each other (`optax.partition`) give the masks of all; what none of
-    them sees is kept, a 0-d True.
 
     Raises:
       ValueError: if there are none, or several for one leaf.
