@@ -77,9 +77,9 @@ def straight_through(
     at the masked ones (the straight-through estimator); the params are always the masked ones. So
     the loop needs no custom gradient, and params can be evaluated and stored as they are. After
     every `every` steps the masks become those of the highest scores of the dense weights. A pruned
-    entry comes back with its dense value; what is kept is read from the params, so that they may be
-    loaded after `init`, or changed between steps. Cost: one copy of the prunable params in the
-    state.
+    entry comes back with its dense value. What is kept is read from the params, so that they may be
+    loaded after `init`, or changed between steps, and moves as the optimizer says, within one
+    rounding. Cost: one copy of the prunable params in the state, written in every step.
 
     Args:
       optimizer: any optax optimizer; it sees the dense weights as its params.
@@ -188,7 +188,7 @@ def straight_through(
         (masks, trained), leaked = _refreshing.refreshed(
             choice.refreshes, state, params, refreshed, lambda: (state.masks, state.trained)
         )
-        landing = _landing(steps, params, moved, state.masks, masks, chosen)
+        landing = _landing(steps, params, moved, masks, chosen)
         return landing, StraightThroughState(
             optax.safe_increment(state.step),
             masks,
@@ -293,7 +293,7 @@ def movement(
         masks, leaked = _refreshing.refreshed(
             choice.refreshes, state, params, refreshed, lambda: state.masks
         )
-        landing = _landing(steps, params, moved, state.masks, masks, chosen)
+        landing = _landing(steps, params, moved, masks, chosen)
         return landing, MovementState(
             optax.safe_increment(state.step),
             masks,
@@ -402,28 +402,21 @@ def _moved_scores(scores: Scores, grads: Params, dense: Params, chosen: list[boo
 
 
 def _landing(
-    steps: Params,
-    params: Params,
-    dense: Params,
-    before: Masks,
-    after: Masks,
-    chosen: list[bool],
+    steps: Params, params: Params, dense: Params, masks: Masks, chosen: list[bool]
 ) -> Params:
-    """The step of what stays, the dense value of what comes back, and -w of what is pruned."""
+    """What takes the params to the masked dense values: zeros exactly, others within rounding."""
     flat = _tree.flatten(params)
     rows = zip(
         _tree.align("updates", steps, "params", params),
         flat.leaves,
         jax.tree.leaves(dense),
-        masking.aligned(before, params),
-        masking.aligned(after, params),
+        masking.aligned(masks, params),
         chosen,
         strict=True,
     )
-
-    def land(u: Any, w: Any, d: jax.Array, was: jax.Array, stays: jax.Array) -> jax.Array:
-        back = _leaves.wide(d) - _leaves.wide(w)
-        u = jnp.zeros((), w.dtype) if u is None else u
-        return jnp.where(stays, jnp.where(was, u, back), -_leaves.wide(w))
-
-    return flat.rebuild([land(*row) if yes else row[0] for *row, yes in rows])
+    return flat.rebuild(
+        [
+            jnp.where(mask, _leaves.wide(d) - _leaves.wide(w), -_leaves.wide(w)) if yes else u
+            for u, w, d, mask, yes in rows
+        ]
+    )
