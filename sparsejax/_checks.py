@@ -48,6 +48,19 @@ def scalar_or_schedule(name: str, value: Any, *, positive: bool = False) -> None
         raise ValueError(f"`{name}` must be > 0, got {value}.")
 
 
+def non_negative_array(name: str, path: str, leaf: Any) -> None:
+    """Refuses an array that is not real, finite and >= 0 everywhere; a traced one passes."""
+    if not _leaves.is_number(leaf) or _leaves.dtype_of(leaf) == np.dtype(bool):
+        raise TypeError(
+            f"`{name}` must hold real numbers, got {_leaves.describe(leaf)} at {path!r}."
+        )
+    if _leaves.is_traced(leaf):
+        return
+    wrong = np.asarray(leaf)[~((np.asarray(leaf) >= 0) & np.isfinite(leaf))]
+    if wrong.size:
+        raise ValueError(f"`{name}` must be finite and >= 0, got {wrong[0]} at {path!r}.")
+
+
 def fraction(name: str, value: Any) -> None:
     """Refuses what is not in [0, 1)."""
     real_number(name, value)
@@ -179,7 +192,12 @@ def boolean(path: str, mask: Any) -> None:
 def broadcasts(path: str, mask: Any, leaf: Any) -> None:
     """Refuses a mask that is not boolean or does not broadcast against its parameter."""
     boolean(path, mask)
-    shape, target = _leaves.shape_of(mask), _leaves.shape_of(leaf)
+    fits("masks", "mask", path, mask, leaf)
+
+
+def fits(name: str, one: str, path: str, value: Any, leaf: Any) -> None:
+    """Refuses an array that does not broadcast against its parameter; `one` is one of `name`."""
+    shape, target = _leaves.shape_of(value), _leaves.shape_of(leaf)
     if shape == ():
         return
     if (
@@ -189,8 +207,8 @@ def broadcasts(path: str, mask: Any, leaf: Any) -> None:
         or any(m not in (1, n) for m, n in zip(shape, target, strict=True))
     ):
         raise ValueError(
-            f"`masks` must broadcast against their parameters: at {path!r} the mask is "
-            f"{_leaves.describe(mask)}, the parameter {_leaves.describe(leaf)}; give it the "
+            f"`{name}` must broadcast against their parameters: at {path!r} the {one} is "
+            f"{_leaves.describe(value)}, the parameter {_leaves.describe(leaf)}; give it the "
             "parameter's shape, or 1 along the axes that it shares, or shape () for the whole leaf."
         )
 

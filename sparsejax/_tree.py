@@ -55,10 +55,17 @@ def align(name: str, tree: Any, like_name: str, like: Any) -> list[Any]:
     return [found.get(key) for key in wanted]
 
 
-def map_chosen(f: Callable[..., Any], chosen: Sequence[bool], params: Any, **trees: Any) -> Any:
-    """Maps `f(*leaves of trees, leaf of params)` over the chosen leaves of `params`.
+def map_chosen(
+    f: Callable[..., Any],
+    chosen: Sequence[bool],
+    params: Any,
+    extra: Sequence[Sequence[Any]] = (),
+    **trees: Any,
+) -> Any:
+    """Maps `f(*leaves of trees, leaf of params, *entries of extra)` over the chosen leaves.
 
-    Leaves that are not chosen give that of the first tree as it is.
+    Leaves that are not chosen give that of the first tree as it is. `extra` holds lists with one
+    entry for every leaf of `params`, in their order.
 
     Raises:
       ValueError: if trees do not align or a chosen leaf's shape is not its parameter's, with the
@@ -70,7 +77,7 @@ def map_chosen(f: Callable[..., Any], chosen: Sequence[bool], params: Any, **tre
         for path, leaf, like, yes in zip(flat.paths, column, flat.leaves, chosen, strict=True):
             if yes:
                 _checks.same_shape(name, path, leaf, "params", like)
-    rows = zip(*columns, flat.leaves, strict=True)
+    rows = zip(*columns, flat.leaves, *extra, strict=True)
     return flat.rebuild([f(*row) if yes else row[0] for yes, row in zip(chosen, rows, strict=True)])
 
 

@@ -29,10 +29,13 @@ Schedule: TypeAlias = Callable[[Any], Any]
 
 ScalarOrSchedule: TypeAlias = Scalar | Schedule
 
+Strength: TypeAlias = Any
+"""λ >= 0: one number, a schedule of it, or a tree like the params of arrays that broadcast."""
+
 
 @runtime_checkable
 class Penalty(Protocol):
-    """A value λR(w), its proximal operator, and what happens at its kinks."""
+    """A value λR(w) and its proximal operator."""
 
     def at(self, step: Any) -> "Penalty":
         """The penalty whose schedules have been read at `step`."""
@@ -43,8 +46,17 @@ class Penalty(Protocol):
         ...
 
     def prox(self, params: Params, step_size: Any) -> Params:
-        """The u that minimizes λR(u) + |u - params|² / (2 step_size)."""
+        """The u that minimizes λR(u) + Σ (u - params)² / (2 step_size).
+
+        `step_size` is one number, or a tree like the params: the inverse of a diagonal metric,
+        which some penalties refuse.
+        """
         ...
+
+
+@runtime_checkable
+class SlopedPenalty(Penalty, Protocol):
+    """A penalty with a slope everywhere, at its kinks too."""
 
     def subgradient(self, grads: Params, params: Params) -> Params:
         """The element of least norm of `grads` + ∂λR(params)."""

@@ -145,11 +145,25 @@ class Block:
         """
         shape = tuple(shape)
         self._check_rank(shape, f"shape {shape}")
-        mask = _decisions(kept, self._unit_shape(shape), shape)
+        return self.spread(_decisions(kept, self._unit_shape(shape), shape), shape)
+
+    def spread(self, values: jax.Array, shape: Sequence[int]) -> jax.Array:
+        """The value of every block, of any dtype, at all of its entries: an array of `shape`."""
+        shape = tuple(shape)
         for axis, block in enumerate(self.shape, start=len(shape) - len(self.shape)):
-            own = _counting.explicit(mask)
-            mask = jnp.repeat(mask, min(block, shape[axis]), axis, out_sharding=own)
-        return lax.slice(mask, (0,) * len(shape), shape)
+            own = _counting.explicit(values)
+            values = jnp.repeat(values, min(block, shape[axis]), axis, out_sharding=own)
+        return lax.slice(values, (0,) * len(shape), shape)
+
+    def sizes(self, path: str, shape: Sequence[int]) -> np.ndarray:
+        """How many entries every block has; `path` is the leaf's, for errors."""
+        shape = tuple(shape)
+        self._check_rank(shape, f"shape {shape} at {path!r}")
+        sizes = np.ones(shape[: len(shape) - len(self.shape)], np.int64)
+        for length, block in zip(shape[sizes.ndim :], self.shape, strict=True):
+            starts = np.arange(0, length, block)
+            sizes = sizes[..., None] * np.minimum(block, length - starts)
+        return sizes
 
     def _pooled(self, path: str, array: jax.Array) -> jax.Array:
         first = array.ndim - len(self.shape)
@@ -249,8 +263,18 @@ class Channel:
           A boolean array that broadcasts against this shape.
         """
         axis = _find_axis(self.axis, tuple(shape), f"shape {tuple(shape)}")
-        kept = _decisions(kept, (shape[axis],), shape)
-        return kept.reshape([n if i == axis else 1 for i, n in enumerate(shape)])
+        return self.spread(_decisions(kept, (shape[axis],), shape), shape)
+
+    def spread(self, values: jax.Array, shape: Sequence[int]) -> jax.Array:
+        """The value of every channel, of any dtype, along the axis, with 1 along the others."""
+        axis = _find_axis(self.axis, tuple(shape), f"shape {tuple(shape)}")
+        return values.reshape([n if i == axis else 1 for i, n in enumerate(shape)])
+
+    def sizes(self, path: str, shape: Sequence[int]) -> np.ndarray:
+        """How many entries every channel has; `path` is the leaf's, for errors."""
+        axis = _find_axis(self.axis, tuple(shape), f"shape {tuple(shape)} at {path!r}")
+        others = [n for i, n in enumerate(shape) if i != axis]
+        return np.full(shape[axis], np.prod(others, dtype=np.int64))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,14 +20,28 @@ import optax
 
 from sparsejax import _checks, _leaves, _masked, _tree, filters, masking, penalties
 from sparsejax._step_size import GOOD_FIT, ProxState, foretell, probe, unmeasured
-from sparsejax._typing import Filter, Masks, Params, Penalty, ScalarOrSchedule
+from sparsejax._typing import (
+    Filter,
+    Masks,
+    Params,
+    Penalty,
+    ScalarOrSchedule,
+    SlopedPenalty,
+    Strength,
+)
+from sparsejax.metrics import Metric
 
 
 class PenaltyState(NamedTuple):
-    """State of `penalized` and `proximal`: updates done, and the inner optimizer's state."""
+    """State of `penalized` and `proximal`.
+
+    `step`: updates done. `inner`: the inner optimizer's state. `mean_grads`: the running mean of
+    gradients, float32; `None` without `gradient_decay`.
+    """
 
     step: jax.Array
     inner: Any
+    mean_grads: Any = None
 
 
 class KeepMasksState(NamedTuple):
@@ -91,6 +105,11 @@ def prox(
     _check_penalty(penalty)
     if learning_rate is not None:
         _checks.scalar_or_schedule("learning_rate", learning_rate, positive=True)
+    elif not isinstance(penalty, SlopedPenalty):
+        raise TypeError(
+            "`learning_rate` must be given for a penalty without slope, which has no gradient to "
+            f"emit until the rate is measured: got None for {_leaves.brief(penalty)}."
+        )
 
     def init_fn(params: Params) -> ProxState:
         return unmeasured(params, probed=learning_rate is None)
@@ -100,7 +119,7 @@ def prox(
     ) -> tuple[Params, ProxState]:
         del extra
         _checks.params_given("prox", params)
-        now = penalty.at(state.step)
+        now: Any = penalty.at(state.step)
         if learning_rate is None:
             size, measured, fit = foretell(state, params)
         else:
@@ -108,10 +127,11 @@ def prox(
             fit = jnp.ones_like(state.fit)
         known = (fit >= GOOD_FIT) & (size > 0)
         landing = _landing_emission(now, updates, params, jnp.where(known, size, 1))
+        sloped = isinstance(now, SlopedPenalty)
         emission = _map_floating(
             lambda fallback, landing, w: jnp.where(known, landing, fallback),
             params,
-            fallback=now.subgradient(updates, params),
+            fallback=now.subgradient(updates, params) if sloped else updates,
             landing=landing,
         )
         probes = (state.params_probe, state.emission_probe)
@@ -124,7 +144,7 @@ def prox(
 
 
 def l1_prox(
-    strength: ScalarOrSchedule,
+    strength: Strength,
     learning_rate: ScalarOrSchedule | None = None,
     *,
     prunable: Filter = filters.weights,
@@ -165,7 +185,7 @@ def l1_prox(
 
 
 def l2_prox(
-    strength: ScalarOrSchedule,
+    strength: Strength,
     learning_rate: ScalarOrSchedule | None = None,
     *,
     prunable: Filter = filters.weights,
@@ -198,8 +218,8 @@ def l2_prox(
 
 
 def elastic_net_prox(
-    l1_strength: ScalarOrSchedule,
-    l2_strength: ScalarOrSchedule,
+    l1_strength: Strength,
+    l2_strength: Strength,
     learning_rate: ScalarOrSchedule | None = None,
     *,
     prunable: Filter = filters.weights,
@@ -235,27 +255,48 @@ def elastic_net_prox(
 
 
 def penalized(
-    optimizer: optax.GradientTransformation | optax.MultiSteps, penalty: Penalty
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
+    penalty: SlopedPenalty,
+    *,
+    gradient_decay: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Minimizes loss + penalty with *any* optax optimizer, zeros exact; outermost.
 
     The inner optimizer sees the subgradient of least norm of the penalized loss; a step that would
     cross zero stops there, and an entry at zero moves only against its subgradient (the
-    orthant-wise rule). Where the inner optimizer rests, that subgradient is zero: its fixed points
-    are those of the penalized problem, with neither learning rate nor metric. The inner optimizer
-    also gets `value`, `grad` and `value_fn`, where they are passed, of the penalized loss (so do
-    not feed `lbfgs` from `optax.value_and_grad_from_state`, which would add the penalty twice).
+    orthant-wise rule; for groups the half-space rule). Where the inner optimizer rests, that
+    subgradient is zero: its fixed points are those of the penalized problem, with neither learning
+    rate nor metric.
+
+    Minibatches: an entry leaves zero whenever the gradient of one batch there exceeds λ, so that at
+    any time many entries are in flight that belong at zero. `gradient_decay=0.99` lets entries at
+    zero see the running mean of gradients instead. On a lasso with batches of 32 and 19 true
+    nonzeros of 100, SGD, momentum and Adam then end with 19 to 21 instead of 80 to 91, and are as
+    close to the solution.
+
+    Decoupled weight decay adds its own pull: with plain SGD that of an L2 penalty of the same
+    strength. Behind Adam's normalized steps it hardly moves the solution (`tests`: 1e-4).
+
+    The inner optimizer also gets `value`, `grad` and `value_fn`, where they are passed, of the
+    penalized loss (so do not feed `lbfgs` from `optax.value_and_grad_from_state`, which would add
+    the penalty twice).
 
     Args:
       optimizer: any optax optimizer: with momentum, Adam, Lion, clipping, `MultiSteps` ...
-      penalty: such as `penalties.l1(strength)`; schedules count calls of `update`.
+      penalty: one with a slope at zero, such as `penalties.l1(strength)` or
+        `penalties.group_lasso(strength)`; schedules count calls of `update`.
+      gradient_decay: in [0, 1): how much of the mean gradient each update keeps, for entries at
+        zero; costs one float32 copy of the params in the state. 0: the gradient of the update
+        decides, which is right for full gradients.
 
     Returns:
       A transform with state `PenaltyState`. Put it outermost, or inside `keep_masks` alone.
 
     Raises:
-      TypeError: if an argument is of the wrong kind.
-      ValueError: in `update`, if `params` is missing or gradients do not match.
+      TypeError: if an argument is of the wrong kind, or the penalty has no slope (`penalties.l0`):
+        `proximal` takes it.
+      ValueError: if `gradient_decay` is not in [0, 1); in `update`, if `params` is missing or
+        gradients do not match.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -273,20 +314,32 @@ def penalized(
       G. Andrew and J. Gao, *Scalable training of L1-regularized log-linear models*, ICML 2007,
       https://doi.org/10.1145/1273496.1273501. There the method is L-BFGS's own; here the rule wraps
       any optimizer, the step is not projected onto the subgradient's orthant where both are
-      nonzero, and there is no line search.
+      nonzero, and there is no line search. The mean of gradients that decides about zeros: L. Xiao,
+      *Dual averaging methods for regularized stochastic learning*, JMLR 11 (2010),
+      https://jmlr.org/papers/v11/xiao10a.html; there it decides about all entries.
     """
     inner = _checks.optimizer("optimizer", optimizer)
     _check_penalty(penalty)
+    if not isinstance(penalty, SlopedPenalty):
+        raise TypeError(
+            "`penalty` must have a slope at zero for `penalized`, got "
+            f"{_leaves.brief(penalty)}; use proximal(optimizer, penalty, learning_rate)."
+        )
+    decay = _checks.known_fraction("gradient_decay", gradient_decay)
 
     def init_fn(params: Params) -> PenaltyState:
-        return PenaltyState(jnp.zeros((), jnp.int32), inner.init(params))
+        mean = _zero_means(params) if decay else None
+        return PenaltyState(jnp.zeros((), jnp.int32), inner.init(params), mean)
 
     def update_fn(
         updates: Params, state: PenaltyState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, PenaltyState]:
         _checks.params_given("penalized", params)
-        now = penalty.at(state.step)
-        subgradient = now.subgradient(updates, params)
+        now: Any = penalty.at(state.step)
+        mean, seen = state.mean_grads, updates
+        if decay:
+            mean, seen = _mean_at_zero(decay, state, updates, params)
+        subgradient = now.subgradient(seen, params)
 
         def objective(f: Callable[..., Any]) -> Callable[..., Any]:
             return lambda p, *args, **kw: f(p, *args, **kw) + now.value(p)
@@ -302,7 +355,7 @@ def penalized(
         )
         steps, inner_state = inner.update(subgradient, state.inner, params, **extra)
         stopped = now.stop_at_zero(steps, subgradient, params)
-        return stopped, PenaltyState(optax.safe_increment(state.step), inner_state)
+        return stopped, PenaltyState(optax.safe_increment(state.step), inner_state, mean)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -311,26 +364,34 @@ def proximal(
     optimizer: optax.GradientTransformation | optax.MultiSteps,
     penalty: Penalty,
     learning_rate: ScalarOrSchedule,
+    *,
+    metric: Metric | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The prox step after an optimizer's step: w ← prox(w + u, learning_rate); outermost.
+    """The prox step after an optimizer's step: w ← prox(w + u, learning_rate · metric); outermost.
 
-    Exact for SGD without momentum, where it is the proximal gradient method and zeros are exact at
-    once. Other optimizers move in a metric of their own, which the prox would have to share: with
-    momentum μ, `learning_rate` alone solves the problem with λ(1-μ), and with Adam some other
-    problem. Use `penalized` for them. Gradient accumulation belongs outside
-    (`optax.MultiSteps(proximal(...), k)`), or every mini-step shrinks.
+    For SGD without momentum it is the proximal gradient method. Other optimizers move in a metric
+    of their own, which the prox must share: `metrics.momentum(0.9)`, `metrics.adam()` ... Without
+    it, momentum μ solves the problem with λ(1-μ), and Adam some other problem. Zeros are exact at
+    once, and any penalty with a prox will do, `penalties.l0` and constraints included.
+
+    Which of the two? `penalized` needs no metric and no learning rate, resists minibatch noise
+    (`gradient_decay`) and takes any optimizer; `proximal` also takes penalties without a slope, and
+    groups under a constant learning rate, where `penalized` may circle near zero. Gradient
+    accumulation belongs outside (`optax.MultiSteps(proximal(...), k)`), or every mini-step shrinks.
 
     Args:
       optimizer: an optax optimizer, plain SGD for exactness.
       penalty: such as `penalties.l1(strength)`; schedules count calls of `update`.
       learning_rate: the optimizer's own, a number > 0 or its schedule.
+      metric: the optimizer's, of `sparsejax.metrics` or your own `(state, params) -> factors on the
+        learning rate`; `None`: 1, that of plain SGD.
 
     Returns:
       A transform with state `PenaltyState`.
 
     Raises:
       TypeError, ValueError: if an argument is of the wrong kind or out of range; in `update`, if
-        `params` is missing.
+        `params` is missing, or the metric is that of another optimizer.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -348,6 +409,8 @@ def proximal(
     inner = _checks.optimizer("optimizer", optimizer)
     _check_penalty(penalty)
     _checks.scalar_or_schedule("learning_rate", learning_rate, positive=True)
+    if metric is not None:
+        _checks.function("metric", metric, "(state, params) -> factors", "metrics.adam()")
 
     def init_fn(params: Params) -> PenaltyState:
         return PenaltyState(jnp.zeros((), jnp.int32), inner.init(params))
@@ -359,6 +422,8 @@ def proximal(
         _tree.check_shapes("updates", updates, params)
         steps, inner_state = inner.update(updates, state.inner, params, **extra)
         size = _rate_at(learning_rate, state.step)
+        if metric is not None:
+            size = jax.tree.map(lambda factor: size * factor, metric(inner_state, params))
         moved = _map_floating(lambda u, w: _leaves.wide(w) + _leaves.wide(u), params, updates=steps)
         landed = penalty.at(state.step).prox(moved, size)
 
@@ -433,6 +498,37 @@ def keep_masks(
         return steps, KeepMasksState(state.masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _zero_means(params: Params) -> Params:
+    """A running mean of no gradients yet; `None` where there are none to come."""
+    flat = _tree.flatten(params)
+    zeros = [
+        jnp.zeros_like(_leaves.wide(x)) if _leaves.is_floating(x) else None for x in flat.leaves
+    ]
+    return flat.rebuild(zeros)
+
+
+def _mean_at_zero(
+    decay: float, state: PenaltyState, grads: Params, params: Params
+) -> tuple[Params, Params]:
+    """The new mean, and the gradients with the mean where the params are zero.
+
+    A NaN or infinite gradient passes as it is, and leaves the mean as it was.
+    """
+
+    def average(mean: jax.Array, g: jax.Array, w: jax.Array) -> jax.Array:
+        g = _leaves.wide(g)
+        return jnp.where(jnp.isfinite(g), decay * mean + (1 - decay) * g, mean)
+
+    mean = _map_floating(average, params, mean_grads=state.mean_grads, updates=grads)
+    share = 1 - decay ** (state.step + 1).astype(jnp.float32)
+
+    def see(g: jax.Array, mean: jax.Array, w: jax.Array) -> jax.Array:
+        averaged = (w == 0) & jnp.isfinite(g)
+        return jnp.where(averaged, (mean / share).astype(g.dtype), g)
+
+    return mean, _map_floating(see, params, updates=grads, mean_grads=mean)
 
 
 def _landing_emission(penalty: Penalty, grads: Params, params: Params, size: jax.Array) -> Params:

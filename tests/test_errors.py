@@ -757,14 +757,19 @@ PENALTIES = {
         r"`strength` must be a number or a schedule \(step -> number\), got '0\.1'",
     ),
     "l2 of several numbers": (
-        lambda: penalties.l2(B),
-        TypeError,
-        r"`strength` must be one real number, got float32\[2\]",
+        lambda: penalties.l2(B).value({"net": {"w": W}}),
+        ValueError,
+        r"`l2_strength` must have the structure of `params`: `params` has a leaf at 'net\.w'",
     ),
     "elastic_net below zero": (
         lambda: penalties.elastic_net(0.1, -0.2),
         ValueError,
         r"`l2_strength` must be >= 0, got -0\.2",
+    ),
+    "group_lasso with a number for a weight": (
+        lambda: penalties.group_lasso(0.1, weight=2.0),
+        TypeError,
+        r"`weight` must be a function \(size of a group\) -> number, got 2\.0; .* math\.sqrt",
     ),
     "l1 over a tree of flags": (
         lambda: penalties.l1(0.1, prunable=MASKS),
@@ -813,6 +818,11 @@ TRANSFORMS = {
         lambda: sj.elastic_net_prox(0.1, 0.1, np.inf),
         ValueError,
         r"`learning_rate` must be finite, got inf",
+    ),
+    "penalized with a penalty that has no slope": (
+        lambda: sj.penalized(SGD, penalties.l0(0.1)),
+        TypeError,
+        r"`penalty` must have a slope at zero for `penalized`, got L0.*; use proximal\(",
     ),
     "prox of a number": (
         lambda: transforms.prox(0.1),
