@@ -16,8 +16,9 @@ from jax import lax
 from sparsejax import _checks, _leaves
 from sparsejax.granularities import Block, Channel
 
-# Newton's method on a concave function that is almost linear: quadratic from the first step on.
-_NEWTON_STEPS = 12
+# Newton's method on a concave function that is almost linear: rising, and soon at rest.
+_NEWTON_STEPS = 16
+_AT_REST = 1e-6
 _LEAST = 1e-9
 
 
@@ -108,18 +109,26 @@ def check_labels(groups: Any) -> None:
 
 
 def norms(grouping: Grouping, leaves: Sequence[jax.Array]) -> list[jax.Array]:
-    """The Euclidean norm of each group; its gradient is 0 where the group is."""
-    # Divided by the largest entry, so that squares neither overflow nor vanish.
+    """The Euclidean norm of each group; its gradient is 0 where the group is.
+
+    Squares below 1e-38 count as 0 and above 3e38 as infinity, which thresholds survive.
+    """
+    squares = grouping.sums([jnp.square(x) for x in leaves])
+    return [jnp.where(s == 0, 0, jnp.sqrt(jnp.where(s == 0, 1, s))) for s in squares]
+
+
+def scaled_norms(grouping: Grouping, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """The same where squares would overflow or vanish, at the cost of one more read."""
     peaks = [jnp.max(jnp.abs(x), initial=0) for x in leaves]
-    peak = lax.stop_gradient(jnp.max(jnp.stack(peaks))) if peaks else jnp.float32(1)
+    peak = lax.stop_gradient(jnp.max(jnp.stack(peaks)))
     scale = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
-    squares = grouping.sums([jnp.square(x / scale) for x in leaves])
-    return [scale * jnp.where(s == 0, 0, jnp.sqrt(jnp.where(s == 0, 1, s))) for s in squares]
+    return [scale * n for n in norms(grouping, [x / scale for x in leaves])]
 
 
 def kept(norm: jax.Array, threshold: Any) -> jax.Array:
     """max(1 - threshold / norm, 0), the factor of a group's proximal operator; NaN of NaN."""
-    return jnp.where(norm <= threshold, 0, 1 - threshold / jnp.where(norm == 0, 1, norm))
+    factor = jnp.where(norm <= threshold, 0, 1 - threshold / jnp.where(norm == 0, 1, norm))
+    return jnp.where(threshold == 0, 1, factor)
 
 
 def factors_in_metric(
@@ -144,15 +153,24 @@ def factors_in_metric(
             [jnp.square(v) / jnp.maximum(x + p, _LEAST) ** power for v, p, x in rows]
         )
 
-    def newton(_: Any, r: list[jax.Array]) -> list[jax.Array]:
-        columns = zip(r, sums(2, r), sums(3, r), strict=True)
-        return [x + _over(f * (jnp.sqrt(f) - 1), chi, 1) for x, f, chi in columns]
+    def newton(r: list[jax.Array]) -> list[jax.Array]:
+        columns = zip(r, sums(2, r), sums(3, r), dead, strict=True)
+        return [
+            jnp.where(no, 0, x + _over(f * (jnp.sqrt(f) - 1), chi, 1)) for x, f, chi, no in columns
+        ]
+
+    def advance(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        step, r, _ = carry
+        new = newton(r)
+        moves = [jnp.any(x - y > _AT_REST * x) for x, y in zip(new, r, strict=True)]
+        return step + 1, new, jnp.any(jnp.stack(moves))
 
     zero = [jnp.zeros_like(x) for x in grouping.sums(leaves)]
     # Where the sum is at most 1 at r = 0, the group ends at zero; else r = 0 is left of the root.
     dead = [f <= 1 for f in sums(2, zero)]
-    roots = lax.fori_loop(0, _NEWTON_STEPS, newton, zero)
-    r = [jnp.where(no, 0, x) for no, x in zip(dead, roots, strict=True)]
+    _, r, _ = lax.while_loop(
+        lambda carry: carry[2] & (carry[0] < _NEWTON_STEPS), advance, (0, newton(zero), True)
+    )
     kept_part = zip(grouping.spread(r), pulls, mu, strict=True)
     return [jnp.where(t > 0, _over(x, x + p, 1), 1) for x, p, t in kept_part]
 
