@@ -1,8 +1,6 @@
 """sparsejax: sparse neural networks in JAX, as pure functions from pytrees to pytrees.
 
-The modules hold everything; the few verbs that people type first are re-exported here.
-`sparsejax.models` (Flax NNX) and `sparsejax.datasets` are imported by name only, since the core
-needs no framework.
+The verbs people type first are re-exported; `models` (NNX) and `datasets` are imported by name.
 """
 
 from sparsejax import (
@@ -14,9 +12,12 @@ from sparsejax import (
     mask_sets,
     masking,
     metrics,
+    paths,
     penalties,
+    plots,
     schedules,
     selection,
+    sensitivity,
     transforms,
 )
 from sparsejax.masking import apply_masks, prune_masks, prune_tree
@@ -45,12 +46,15 @@ __all__ = [
     "mask_sets",
     "masking",
     "metrics",
+    "paths",
     "penalized",
     "penalties",
+    "plots",
     "proximal",
     "prune_masks",
     "prune_tree",
     "schedules",
     "selection",
+    "sensitivity",
     "transforms",
 ]

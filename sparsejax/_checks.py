@@ -163,6 +163,17 @@ def optimizer(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
     return optax.with_extra_args_support(value)
 
 
+def key(name: str, value: Any) -> None:
+    """Refuses what is not one PRNG key, typed or old style; a traced one passes."""
+    dtype, shape = _leaves.dtype_of(value), _leaves.shape_of(value)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    raw = dtype == np.dtype(np.uint32) and shape == jax.random.key_data(jax.random.key(0)).shape
+    if not (typed or raw):
+        raise TypeError(
+            f"`{name}` must be a PRNG key such as jax.random.key(0), got {_leaves.brief(value)}."
+        )
+
+
 def state_of(transform: str, state: Any, kind: type) -> None:
     """Refuses the state of another transform."""
     if not isinstance(state, kind):

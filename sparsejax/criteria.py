@@ -161,7 +161,7 @@ def random(key: jax.Array) -> Criterion:
       >>> scores["w"].shape, bool(jnp.all((scores["w"] >= 0) & (scores["w"] < 1)))
       ((2, 3), True)
     """
-    _check_key(key)
+    _checks.key("key", key)
 
     def criterion(params: Params, grads: Params = None) -> Scores:
         del grads
@@ -471,16 +471,6 @@ def _role(leaf: Any) -> Any:
     if _leaves.is_floating(leaf):
         return _Role.FREE
     return _Role.FIXED if hasattr(leaf, "dtype") else leaf
-
-
-def _check_key(key: Any) -> None:
-    dtype = _leaves.dtype_of(key)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
-    raw = dtype == np.dtype(np.uint32) and key.shape == jax.random.key_data(jax.random.key(0)).shape
-    if not (typed or raw):
-        raise TypeError(
-            f"`key` must be a PRNG key such as jax.random.key(0), got {_leaves.brief(key)}."
-        )
 
 
 def _check_inputs(inputs: Any) -> int:

@@ -7,6 +7,7 @@ import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from quickly import as_shipped
 
 from sparsejax import criteria, filters, masking
 
@@ -68,7 +69,7 @@ def test_criterion_of_float64_is_float64(criterion, oracle):
 @each
 def test_criterion_under_jit_equals_eager(criterion, oracle):
     w, g = [normal((4, 5)), normal(3)], [normal((4, 5), seed=1), normal(3, seed=2)]
-    assert_trees_close(jax.jit(criterion)(w, g), criterion(w, g), rtol=0)
+    assert_trees_close(as_shipped(criterion)(w, g), criterion(w, g), rtol=0)
 
 
 @each
@@ -286,7 +287,7 @@ def test_random_is_uniform():
 
 def test_random_under_jit_equals_eager():
     params = [jnp.zeros((3, 4)), jnp.zeros(2)]
-    jitted = jax.jit(lambda key, p: criteria.random(key)(p))
+    jitted = as_shipped(lambda key, p: criteria.random(key)(p))
     expected = criteria.random(jax.random.key(5))(params)
     assert_trees_close(jitted(jax.random.key(5), params), expected, rtol=0)
 
@@ -356,7 +357,7 @@ def test_output_gradient_does_not_depend_on_the_chunk(apply, make, x, chunk_size
 
 def test_output_gradient_under_jit_equals_eager():
     params, x = mlp_params(), jnp.asarray(normal((6, 4)))
-    jitted = jax.jit(partial(criteria.output_gradient, mlp))
+    jitted = as_shipped(partial(criteria.output_gradient, mlp))
     assert_trees_close(jitted(params, x), criteria.output_gradient(mlp, params, x))
 
 

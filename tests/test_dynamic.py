@@ -18,10 +18,13 @@ import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quickly import as_shipped
 
 import sparsejax as sj
 from sparsejax import allocation, criteria, dynamic, filters, masking, schedules
 from sparsejax.granularities import NM, Block, Channel
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 SHAPES = {"b": (3,), "s": (2, 3, 4), "w": (6, 5)}
 CHOSEN = ("s", "w")
@@ -92,7 +95,7 @@ def train(tx, steps, params=None, grads=normal, *, jit=False, start=None, **extr
 
     Mostly not compiled, which takes a hundred times as long as these few steps.
     """
-    update = jax.jit(tx.update) if jit else tx.update
+    update = as_shipped(tx.update) if jit else tx.update
     params = normal(100) if params is None else params
     state = tx.init(jax.tree.map(jnp.asarray, params))
     if start is not None:

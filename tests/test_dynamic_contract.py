@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quickly import as_shipped
 from test_keep_masks import (
     DENSE,
     EXTRA,
     INSIDE,
     OPTIMIZERS,
     RATE,
-    UNOPTIMIZED,
     assert_trees_equal,
     dense_gradients,
     deprecated,
@@ -30,6 +30,8 @@ from test_keep_masks import (
 
 import sparsejax as sj
 from sparsejax import allocation, criteria, dynamic, filters, granularities, schedules
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 KEY = jax.random.key(0)
 STEPS, END = 12, 9  # every schedule below has ended at END
@@ -232,11 +234,6 @@ class Run(NamedTuple):
     traces: int
 
 
-# Half the time to compile: kernels without XLA's fusion emitters, one after the other.
-QUICKLY = UNOPTIMIZED | {
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
 NEVER = np.zeros(STEPS, bool)
 
 
@@ -261,7 +258,7 @@ def train(tx, params=DENSE, extra=(), poisonous=NEVER, *, jit=jax.jit, keep=lamb
             options["spoil"] = lambda grads: poisoned(grads, dynamic.masks(state), when)
         return gradient_step(tx, params, state, **options)
 
-    step = jit(step, compiler_options=QUICKLY)
+    step = jit(step)
     carry, found = (params, tx.init(params)), []
     for when in poisonous:
         carry = keep(step(*carry, when))
@@ -358,7 +355,7 @@ def test_wrappers_are_traced_once(pair):
 def test_optimizers_named_for_it_are_traced_twice_without_a_wrapper(optimizer):
     tx, traces = OPTIMIZERS[optimizer](), []
 
-    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    @jax.jit
     def step(params, state):
         traces.append(None)
         return gradient_step(tx, params, state, extra=EXTRA[optimizer])
@@ -409,14 +406,14 @@ def test_regrowing_moves_grown_entries_no_further_than_others_inside_acprop(name
 
 @functools.cache
 def scanned(wrapper):
-    """A run in one scan, as the compiler likes best."""
+    """A run in one scan, compiled as for users."""
     tx = plain(wrapper, optax.adam(RATE))
 
     def step(carry, _):
         params, state = gradient_step(tx, *carry)
         return (params, state), (params, dynamic.masks(state))
 
-    @jax.jit
+    @as_shipped
     def run(params):
         return jax.lax.scan(step, (params, tx.init(params)), length=STEPS)
 
@@ -435,10 +432,8 @@ def test_wrappers_give_the_same_jitted_as_scanned(wrapper):
 
 
 def test_wrappers_give_the_same_eager_as_scanned(wrapper):
-    def eager(f, **options):
-        return f
-
-    assert_same(train(plain(wrapper, optax.adam(RATE)), jit=eager), scanned(wrapper))
+    eager = train(plain(wrapper, optax.adam(RATE)), jit=lambda f: f)
+    assert_same(eager, scanned(wrapper))
 
 
 def test_wrappers_are_traced_once_from_numpy_arrays(wrapper):
@@ -459,9 +454,15 @@ def total_pruned(run):
     return np.sum(~run.masks["w1"], axis=(1, 2)) + np.sum(~run.masks["w2"], axis=(1, 2))
 
 
-@pytest.mark.parametrize("inside", INSIDE_ALL)
-def test_wrappers_hold_with_a_wrapper_inside(wrapper, inside):
-    run = train(plain(wrapper, INSIDE[inside]()))
+def cycled(names):
+    """Each wrapper and each name, at least once."""
+    n = max(len(names), len(WRAPPERS))
+    return [(WRAPPERS[i % len(WRAPPERS)], names[i % len(names)]) for i in range(n)]
+
+
+@pytest.mark.parametrize(("name", "inside"), cycled(INSIDE_ALL))
+def test_wrappers_hold_with_a_wrapper_inside(name, inside):
+    run = train(plain(name, INSIDE[inside]()))
     assert_obeyed(run)
     assert total_pruned(run)[-1] == 21  # half of 42
 
@@ -513,19 +514,13 @@ def test_masks_finds_the_masks_inside_what_is_outside(wrapper, outside):
     assert all(mask is expected for mask, expected in leaves)
 
 
-@pytest.mark.parametrize("outside", [name for name in HOLD_OUTSIDE if name != "nothing"])
-def test_wrappers_hold_inside_what_passes_their_steps_on(wrapper, outside):
-    tx = HOLD_OUTSIDE[outside][0](functools.partial(plain, wrapper))
+@pytest.mark.parametrize(("name", "outside"), cycled([*HOLD_OUTSIDE][1:]))
+def test_wrappers_hold_inside_what_passes_their_steps_on(name, outside):
+    tx = HOLD_OUTSIDE[outside][0](functools.partial(plain, name))
     run = train(tx, start_of(tx))
     assert_obeyed(run)
     assert total_pruned(run)[-1] > 0
     dynamic.check(run.state, jax.tree.map(lambda w: w[-1], run.params))
-
-
-def cycled(names):
-    """Each wrapper and each name, at least once."""
-    n = max(len(names), len(WRAPPERS))
-    return [(WRAPPERS[i % len(WRAPPERS)], names[i % len(names)]) for i in range(n)]
 
 
 @pytest.mark.parametrize(("name", "outside"), cycled(list(LEAK_OUTSIDE)))
@@ -645,7 +640,7 @@ def test_wrappers_refuse_the_pair_of_lookahead_params(wrapper):
 def test_wrappers_hold_behind_differentially_private_aggregation(wrapper):
     aggregate = optax.contrib.differentially_private_aggregate(1.0, 0.1, key=0)
     tx = optax.chain(aggregate, plain(wrapper, optax.sgd(RATE), schedule="number"))
-    step = jax.jit(functools.partial(move, tx), compiler_options=QUICKLY)
+    step = jax.jit(functools.partial(move, tx))
     params, state = step(DENSE, per_example_gradients(), tx.init(DENSE))
     dynamic.check(state, params)
     assert np.sum(params["w1"] == 0) + np.sum(params["w2"] == 0) == 21

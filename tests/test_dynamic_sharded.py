@@ -16,6 +16,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sparsejax import dynamic, granularities, schedules
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 ADAM = optax.adam(2**-6)
 KEY = jax.random.key(0)
 RAMP = schedules.linear(0.25, 0.75, begin_step=0, end_step=4)

@@ -18,6 +18,8 @@ from flax.training.train_state import TrainState
 import sparsejax as sj
 from sparsejax import _tree, criteria, granularities, mask_sets, masking, penalties
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 
 def draw(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)

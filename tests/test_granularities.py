@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
+from quickly import as_shipped
 
 from sparsejax import granularities
 from sparsejax.granularities import NM, Block, Channel, Unstructured
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 F32, BF16, F16 = oracles.FLOATS
 each_float = pytest.mark.parametrize("dtype", oracles.FLOATS, ids=str)
@@ -147,7 +150,7 @@ def test_nm_masks_of_a_ragged_end_keep_no_more_than_n():
 def test_nm_masks_under_jit_equal_eager(grouping):
     shape, n, m, axis = grouping
     granularity, scores = NM(n, m, axis), jnp.asarray(ties(shape))
-    jitted = jax.jit(lambda s: granularity.masks("w", s))
+    jitted = as_shipped(lambda s: granularity.masks("w", s))
     np.testing.assert_array_equal(jitted(scores), granularity.masks("w", scores))
 
 
@@ -164,7 +167,7 @@ def test_nm_masks_of_sharded_scores_equal_eager(spec, axis, m):
 @each_spec
 def test_nm_masks_need_nothing_from_other_devices(spec):
     scores = placed(ties((64, 80)), spec)
-    text = jax.jit(lambda s: NM(2, 4).masks("w", s)).lower(scores).compile().as_text()
+    text = as_shipped(lambda s: NM(2, 4).masks("w", s)).lower(scores).compile().as_text()
     assert not re.search(r"all-gather|all-to-all|collective-permute|all-reduce", text)
 
 
@@ -204,7 +207,7 @@ def test_nm_masks_work_in_float64(m):
 
 
 def test_nm_masks_copy_nothing_where_groups_are_even():
-    compiled = jax.jit(lambda s: NM(2, 4).masks("w", s)).lower(jnp.zeros((64, 8))).compile()
+    compiled = as_shipped(lambda s: NM(2, 4).masks("w", s)).lower(jnp.zeros((64, 8))).compile()
     assert compiled.memory_analysis().temp_size_in_bytes == 0
 
 
@@ -345,7 +348,7 @@ def test_units_and_expand_under_jit_equal_eager(granularity):
     def mask(scores):
         return granularity.expand(granularity.units("w", scores) > 0, scores.shape)
 
-    np.testing.assert_array_equal(jax.jit(mask)(scores), mask(scores))
+    np.testing.assert_array_equal(as_shipped(mask)(scores), mask(scores))
 
 
 @each_granularity

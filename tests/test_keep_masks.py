@@ -10,9 +10,12 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
+from quickly import as_shipped
 
 import sparsejax as sj
 from sparsejax import transforms
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 RATE = 0.01
 contrib = optax.contrib
@@ -160,11 +163,7 @@ def gradient_step(tx, params, state, *, f=loss, extra=(), spoil=lambda grads: gr
     return optax.apply_updates(params, updates), state
 
 
-# Half the time to compile; the contract of `keep_masks` runs as the compiler likes best.
-UNOPTIMIZED = {"xla_backend_optimization_level": 0}
-
-
-def trainer(tx, compiler_options=None, **options):
+def trainer(tx, *, jit=jax.jit, **options):
     """Params -> the params after each of a hundred steps, stacked; one jitted scan."""
 
     def step(carry, _):
@@ -174,7 +173,7 @@ def trainer(tx, compiler_options=None, **options):
     def train(params):
         return jax.lax.scan(step, (params, tx.init(params)), length=100)[1]
 
-    return jax.jit(train, compiler_options=compiler_options)
+    return jit(train)
 
 
 def assert_contract(train, start):
@@ -196,7 +195,7 @@ def optimizer(request):
 @functools.cache
 def masked_trainer(name):
     tx = sj.keep_masks(OPTIMIZERS[name](), MASKS)
-    return trainer(tx, extra=EXTRA.get(name, ()), spoil=poison)
+    return trainer(tx, jit=as_shipped, extra=EXTRA.get(name, ()), spoil=poison)
 
 
 def public_factories():
@@ -224,7 +223,7 @@ def dense_gradients():
 def one_step(tx, params=DENSE, grads=None):
     """Params and state after the first step, which is jitted."""
     grads = dense_gradients() if grads is None else grads
-    return jax.jit(functools.partial(move, tx))(params, grads, tx.init(params))
+    return as_shipped(functools.partial(move, tx))(params, grads, tx.init(params))
 
 
 def test_table_lists_every_public_factory_of_optax():
@@ -248,6 +247,9 @@ def gather(params):
     return {path: w.reshape(-1)[KEPT[path]] for path, w in params.items()}
 
 
+gather_each = jax.jit(jax.vmap(gather))
+
+
 def scatter(entries):
     return {
         path: jnp.zeros(w.size).at[KEPT[path]].set(entries[path]).reshape(w.shape)
@@ -261,10 +263,9 @@ def test_keep_masks_equals_training_without_the_pruned_entries(optimizer):
     if optimizer in SEES_SHAPES:
         pytest.skip("its step depends on the shape of the matrix")
     start = sj.apply_masks(DENSE, MASKS)
-    got = jax.jit(jax.vmap(gather))(masked_trainer(optimizer)(start))
+    got = gather_each(masked_trainer(optimizer)(start))
     bare = trainer(
         OPTIMIZERS[optimizer](),
-        UNOPTIMIZED,
         f=lambda v: loss(scatter(v)),
         extra=EXTRA.get(optimizer, ()),
     )
@@ -704,7 +705,7 @@ def lasso_objective(w):
 @deprecated
 def test_penalized_lowers_the_objective(optimizer):
     tx, start = sj.penalized(OPTIMIZERS[optimizer](), LASSO), jnp.full((8, 1), 0.5)
-    after = trainer(tx, UNOPTIMIZED, f=half_mean_square, extra=EXTRA.get(optimizer, ()))(start)
+    after = trainer(tx, f=half_mean_square, extra=EXTRA.get(optimizer, ()))(start)
     assert lasso_objective(after[-1]) < lasso_objective(start)
 
 

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
+from quickly import as_shipped
 
 import sparsejax as sj
 from sparsejax import criteria, filters, masking
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 GOLDEN = Path(__file__).parent / "golden" / "torch_prune.npz"
 AMOUNTS = (0.0625, 0.1, 0.125, 0.25, 0.375, 0.5, 0.75, 0.9, 0.97)
@@ -100,14 +103,14 @@ def test_threshold_takes_any_type_of_number(t):
 
 def test_threshold_traced_equals_eager():
     scores = {"b": jnp.ones(3), "w": jnp.asarray(normal((4, 5)))}
-    jitted = jax.jit(masking.threshold)
+    jitted = as_shipped(masking.threshold)
     for t in (-1.0, 0.0, float(scores["w"][1, 2])):
         assert_same_trees(jitted(scores, t), masking.threshold(scores, t))
 
 
 @pytest.mark.parametrize("t", [-np.inf, 0.0])
 def test_threshold_prunes_nan_scores_under_jit(t):
-    mask = jax.jit(masking.threshold)(jnp.array([[jnp.nan, -jnp.nan, 1.0]]), t)
+    mask = as_shipped(masking.threshold)(jnp.array([[jnp.nan, -jnp.nan, 1.0]]), t)
     assert mask[0].tolist() == [False, False, True]
 
 
@@ -201,7 +204,7 @@ def test_topk_golden_file_holds_no_other_amounts(golden):
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.75, 0.9, 0.99])
 def test_topk_traced_equals_eager(scope, sparsity):
     scores = {"b": jnp.ones(3), "v": jnp.asarray(normal((4, 5))), "w": jnp.zeros((3, 7))}
-    jitted = jax.jit(masking.topk, static_argnames="scope")
+    jitted = as_shipped(masking.topk, static_argnames="scope")
     got = jitted(scores, sparsity, scope=scope)
     assert_same_trees(got, masking.topk(scores, np.float32(sparsity), scope=scope))
 
@@ -212,7 +215,7 @@ def test_topk_takes_scores_that_are_constants_of_a_jitted_function():
 
 
 def test_topk_sorts_nan_lowest_under_jit():
-    mask = jax.jit(masking.topk)(jnp.array([[-jnp.inf, jnp.nan]]), 0.5)
+    mask = as_shipped(masking.topk)(jnp.array([[-jnp.inf, jnp.nan]]), 0.5)
     assert mask[0].tolist() == [True, False]
 
 
@@ -444,7 +447,7 @@ def test_prune_tree_zeroes_scores_below_the_threshold(criterion, oracle):
 
 @each_criterion
 def test_prune_tree_under_jit_equals_eager(params, grads, criterion, oracle):
-    jitted = jax.jit(lambda *a: sj.prune_tree(*a, criterion=criterion))
+    jitted = as_shipped(lambda *a: sj.prune_tree(*a, criterion=criterion))
     for threshold in (0.0, 0.2, 1.0):
         expected = sj.prune_tree(params, grads, threshold, criterion=criterion)
         assert_same_trees(jitted(params, grads, threshold), expected)

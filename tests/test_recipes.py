@@ -24,6 +24,8 @@ from flax.training.train_state import TrainState
 import sparsejax as sj
 from sparsejax import dynamic, masking, schedules
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 NAMES = ("bare_loop", "nnx_optimizer", "linen_train_state", "resume")
 each_recipe = pytest.mark.parametrize("name", NAMES)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
+from quickly import as_shipped
 
 from sparsejax import selection
 
@@ -59,7 +60,7 @@ def each_largest(arrays, keep):
 
 def scratch(f, *args):
     """The bytes that a compiled function needs beside its arguments and results."""
-    return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
+    return as_shipped(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
 # ---- keep_largest
@@ -134,13 +135,13 @@ def test_keep_largest_of_many_equals_a_stable_sort():
 def test_keep_largest_under_jit_equals_eager(group):
     rng = np.random.default_rng(1)
     scores = on_device(rng.choice(oracles.awkward(dtype), shape) for shape, dtype in group)
-    jitted = jax.jit(lambda s: selection.keep_largest(s, 5))
+    jitted = as_shipped(lambda s: selection.keep_largest(s, 5))
     assert_same_masks(jitted(scores), selection.keep_largest(scores, 5))
 
 
 def test_keep_largest_takes_a_traced_count():
     scores = [jnp.asarray(ties((4, 6)))]
-    jitted = jax.jit(lambda keep: selection.keep_largest(scores, keep))
+    jitted = as_shipped(lambda keep: selection.keep_largest(scores, keep))
     for keep in (0, 1, 13, 24):
         assert_same_masks(jitted(keep), oracles.keep_largest(scores, keep))
 
@@ -233,7 +234,7 @@ def on_mesh(array, spec, axes=jax.sharding.AxisType.Auto):
 
 
 def compiled(f, scores):
-    return jax.jit(f).lower(scores).compile(), scores
+    return as_shipped(f).lower(scores).compile(), scores
 
 
 COLLECTIVE = re.compile(
@@ -302,7 +303,7 @@ def test_keep_largest_with_a_sample_equals_a_stable_sort(values):
         assert_same_masks(_jitted(jnp.asarray(scores), keep), expected)
 
 
-@jax.jit
+@as_shipped
 def _jitted(scores, keep):
     return selection.keep_largest([scores], keep)
 
@@ -346,7 +347,7 @@ def test_keep_largest_each_equals_keep_largest_of_each(data):
 
 def test_keep_largest_each_takes_traced_counts():
     arrays = [ties((4, 6)), ties((5,), seed=1)]
-    jitted = jax.jit(lambda keep: selection.keep_largest_each(on_device(arrays), keep))
+    jitted = as_shipped(lambda keep: selection.keep_largest_each(on_device(arrays), keep))
     for keep in ([0, 5], [13, 2], [24, 0]):
         assert_same_masks(jitted(keep), each_largest(arrays, keep))
 
@@ -398,7 +399,7 @@ def test_keep_largest_along_takes_counts_for_each_row(shape):
     expected = largest_along(scores, keep, (1,))
     along = partial(selection.keep_largest_along, axis=1)
     np.testing.assert_array_equal(along(jnp.asarray(scores), keep), expected)
-    np.testing.assert_array_equal(jax.jit(along)(scores, keep), expected)
+    np.testing.assert_array_equal(as_shipped(along)(scores, keep), expected)
 
 
 def test_keep_largest_along_maps_over_scores():
@@ -408,7 +409,7 @@ def test_keep_largest_along_maps_over_scores():
 
 
 def test_keep_largest_along_clips_traced_counts():
-    jitted = jax.jit(lambda keep: selection.keep_largest_along(jnp.ones((2, 3)), keep))
+    jitted = as_shipped(lambda keep: selection.keep_largest_along(jnp.ones((2, 3)), keep))
     assert jitted(jnp.array([-1, 7])).tolist() == [[False] * 3, [True] * 3]
 
 
@@ -439,13 +440,13 @@ def test_kth_largest_equals_a_sort(group, data):
 @pytest.mark.parametrize("dtype", oracles.FLOATS, ids=str)
 def test_kth_largest_equals_a_sort_for_every_k(dtype):
     values = oracles.awkward(dtype)
-    kth = jax.jit(lambda k: selection.kth_largest([jnp.asarray(values)], k))
+    kth = as_shipped(lambda k: selection.kth_largest([jnp.asarray(values)], k))
     got = np.array([kth(k) for k in range(1, values.size + 1)], np.float64)
     np.testing.assert_array_equal(got, descending([values]))
 
 
 def test_kth_largest_of_a_traced_k_out_of_range_is_nan():
-    kth = jax.jit(lambda k: selection.kth_largest([jnp.arange(3.0)], k))
+    kth = as_shipped(lambda k: selection.kth_largest([jnp.arange(3.0)], k))
     got = [kth(k) for k in (-1, 0, 1, 3, 4)]
     np.testing.assert_array_equal(got, [np.nan, np.nan, 2.0, 0.0, np.nan])
 
@@ -501,14 +502,14 @@ def removed(sparsity, n):
 
 @pytest.mark.parametrize("n", [0, 1, 36, 266_200, 2**24 + 1, 2**31 - 1])
 def test_removed_count_traced_is_that_of_python(n):
-    got = jax.jit(jax.vmap(lambda s: selection.removed_count(s, n)))(SPARSITIES)
+    got = as_shipped(jax.vmap(lambda s: selection.removed_count(s, n)))(SPARSITIES)
     assert got.dtype == jnp.int32
     np.testing.assert_array_equal(got, [removed(s, n) for s in SPARSITIES])
 
 
 @pytest.mark.parametrize("n", [2**31, 5 * 10**9 + 3, 2**48 - 1])
 def test_removed_count_traced_of_many_is_two_numbers(n):
-    got = jax.jit(jax.vmap(lambda s: selection.removed_count(s, n)))(SPARSITIES)
+    got = as_shipped(jax.vmap(lambda s: selection.removed_count(s, n)))(SPARSITIES)
     np.testing.assert_array_equal(as_int64(got), [removed(s, n) for s in SPARSITIES])
 
 
@@ -519,7 +520,7 @@ def as_int64(count):
 
 @pytest.mark.parametrize("n", [10, 5 * 10**9 + 3])
 def test_kept_count_is_the_rest_of_removed_count(n):
-    kept = jax.jit(lambda s: selection.kept_count(s, n))(0.7)
+    kept = as_shipped(lambda s: selection.kept_count(s, n))(0.7)
     kept = int(kept) if n < 2**31 else int(as_int64(kept))
     assert kept == n - removed(np.float32(0.7), n)
     assert selection.kept_count(0.7, n) == n - removed(0.7, n)
@@ -527,11 +528,11 @@ def test_kept_count_is_the_rest_of_removed_count(n):
 
 @pytest.mark.parametrize(("count", "rest"), [(-1, 10), (0, 10), (3, 7), (10, 0), (11, 0)])
 def test_rest_count_clips_a_traced_count(count, rest):
-    assert int(jax.jit(lambda c: selection.rest_count(c, 10))(count)) == rest
+    assert int(as_shipped(lambda c: selection.rest_count(c, 10))(count)) == rest
 
 
 def test_rest_count_of_many_is_two_numbers():
-    got = jax.jit(lambda c: selection.rest_count(c, 5 * 10**9))(7)
+    got = as_shipped(lambda c: selection.rest_count(c, 5 * 10**9))(7)
     assert as_int64(got) == 5 * 10**9 - 7
 
 
@@ -562,7 +563,7 @@ def test_removed_count_of_a_python_number_counts_in_float64():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_removed_count_takes_traced_half_precision(dtype):
     sparsity = jnp.asarray(0.9, dtype)
-    got = jax.jit(lambda s: selection.removed_count(s, 1_001))(sparsity)
+    got = as_shipped(lambda s: selection.removed_count(s, 1_001))(sparsity)
     assert int(got) == round(float(sparsity) * 1_001)
 
 
@@ -616,7 +617,7 @@ def test_order_key_in_float64_keeps_every_value(narrow):
 def test_order_key_under_jit_equals_eager():
     values = jnp.asarray(oracles.awkward(BF16))
     np.testing.assert_array_equal(
-        jax.jit(partial(selection.order_key, dtype=jnp.float32))(values),
+        as_shipped(partial(selection.order_key, dtype=jnp.float32))(values),
         selection.order_key(values),
     )
 
@@ -640,5 +641,5 @@ def test_keep_largest_works_where_an_explicit_mesh_is_set(spec):
     scores = ties((8, 16))
     with jax.set_mesh(mesh):
         placed = [jax.device_put(scores, NamedSharding(mesh, spec))]
-        got = jax.jit(lambda s: selection.keep_largest(s, 50))(placed)
+        got = as_shipped(lambda s: selection.keep_largest(s, 50))(placed)
         assert_same_masks(got, oracles.keep_largest([scores], 50))

@@ -18,9 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from quickly import as_shipped
 
 from sparsejax import allocation, criteria, filters, masking
 from sparsejax.granularities import NM, Block, Channel, Unstructured
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 F32, BF16, F16 = oracles.FLOATS
 
@@ -184,7 +187,7 @@ def test_topk_works_in_float64():
 @functools.cache
 def jitted_by_count(granularity):
     unit = GRANULARITIES[granularity]
-    return jax.jit(lambda tree, count: masking.topk(tree, count=count, granularity=unit))
+    return as_shipped(lambda tree, count: masking.topk(tree, count=count, granularity=unit))
 
 
 @each_granularity
@@ -376,7 +379,7 @@ def test_topk_shows_an_allocation_paths_shapes_of_layers_and_units():
 def test_topk_by_an_allocation_under_jit_equals_eager():
     tree = tree_of_ties()
     f = partial(masking.topk, sparsity=0.6, allocation=allocation.erdos_renyi, stacked=STACK)
-    assert_masks(jax.jit(f)(tree), f(tree))
+    assert_masks(as_shipped(f)(tree), f(tree))
 
 
 # ---- stacked layers

@@ -189,7 +189,7 @@ def _regrowing(
     inner = _checks.optimizer("optimizer", optimizer)
     amount = _topk.Amount(sparsity, None)
     _topk.check(amount, None, allocate, granularities.Unstructured())
-    criteria.random(key)  # refuses what is no key
+    _checks.key("key", key)
     _refreshing.check_filters(stacked=stacked, prunable=prunable)
     refreshes = _refreshing.of_schedule("drop_fraction", drop_fraction, every)
     if refreshes.steps.size:
