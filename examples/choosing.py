@@ -35,7 +35,7 @@ from sparsejax import (
 )
 
 BATCH, DECAY, RATE = 128, 2e-4, {"lenet": 0.3, "cnn": 0.05}
-EPOCHS = {"lenet": (20, 10), "cnn": (4, 2)}  # of a dense network; after each pruning
+EPOCHS = {"lenet": (20, 10), "cnn": (3, 1)}  # of a dense network; after each pruning
 SPARSITIES = (0.0, 0.8, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 LEVELS = (*(1 - np.geomspace(1, 0.005, 15)[1:]), 1.0)
 NETWORKS = {"lenet": models.LeNet300100, "cnn": models.CNN}

@@ -266,7 +266,8 @@ def penalized(
     cross zero stops there, and an entry at zero moves only against its subgradient (the
     orthant-wise rule; for groups the half-space rule). Where the inner optimizer rests, that
     subgradient is zero: its fixed points are those of the penalized problem, with neither learning
-    rate nor metric.
+    rate nor metric. Line searches are the exception: `optax.lbfgs` searches along a line that the
+    stops at zero leave, and may rest elsewhere (on a logistic regression 1 % above the minimum).
 
     Minibatches: an entry leaves zero whenever the gradient of one batch there exceeds λ, so that at
     any time many entries are in flight that belong at zero. `gradient_decay=0.99` lets entries at

@@ -31,10 +31,10 @@ def minimizer(
 
     For linear and logistic models on standardized columns, plain SGD with Nesterov's momentum is
     fast and accurate: a learning rate of one by the largest eigenvalue of the loss's curvature, and
-    a momentum from 0.9 to 0.97, the larger the more the columns are correlated. Not
-    `optax.lbfgs`, nor another line search, under `transforms.penalized`: the search knows nothing
-    of the stop at zero and may come to rest at a wrong point (L1-penalized logistic regression on
-    breast cancer: coefficients off by 0.6 to 2.1, where that SGD is within 1e-4).
+    a momentum from 0.9 to 0.97, the larger the more the columns are correlated.
+    Under `transforms.penalized` do not take an optimizer with a line search, such as `optax.lbfgs`:
+    the search knows nothing of the stop at zero, and may come to rest at a wrong point (logistic
+    regression with L1 on breast cancer: coefficients off by 0.6 to 2.1, where SGD is within 1e-4).
 
     Args:
       loss: `(params, data) -> number`, without the penalty, of all the data.
