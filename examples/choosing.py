@@ -87,8 +87,7 @@ def choose_strength(args, figures):
     )
     figures["strength"] = path, cv
     rows = {}
-    for name in ("best", "one_standard_error"):
-        i = getattr(cv, name)
+    for name, i in (("best", cv.best), ("one standard error", cv.one_standard_error)):
         params = jax.tree.map(lambda x, i=i: x[i], path.params)
         right = (unseen["x"] @ params["w"] + params["b"] > 0) == (unseen["y"] > 0)
         rows[name] = {
@@ -100,7 +99,7 @@ def choose_strength(args, figures):
             "test accuracy": right.mean(),
         }
     print(f"λ_max is {largest:.4g}; of 30 coefficients:")
-    Console().print(table("choice of λ", rows))
+    Console().print(table("Choice of λ", rows))
     return rows
 
 
@@ -150,10 +149,10 @@ def choose_sparsity(args, figures):
             "test error": wrong,
             "of the test": np.sqrt(wrong * (1 - wrong) / len(unseen["y"])),
         }
-    Console().print(table(f"choice of the sparsity, {args.model}", rows))
+    Console().print(table(f"Choice of the sparsity, {args.model}", rows))
     figures["sparsity"] = cv
     runs = [allocations(args, start, train, error, data, unseen, s, figures) for s in args.seeds]
-    Console().print(table(f"test error at equal sparsity, {args.model}", averaged(runs)))
+    Console().print(table(f"Test error at equal sparsity, {args.model}", averaged(runs)))
     return {"sparsity": rows, "cv": cv._asdict(), "allocations": runs}
 
 
@@ -273,7 +272,8 @@ def averaged(runs):
 
 def table(title, rows):
     columns = list(next(iter(rows.values())))
-    out = Table(title, *(Column(c, justify="right") for c in columns))
+    right = (Column(c, justify="right", overflow="fold") for c in columns)
+    out = Table(Column("", no_wrap=True), *right, title=title)
     for name, row in rows.items():
         cells = [row.get(c, "") for c in columns]
         out.add_row(
@@ -313,7 +313,19 @@ def draw(args, figures):
         )
 
 
+def number(kind, low, high, text):
+    def parse(word):
+        if not low <= kind(word) < high:
+            raise ValueError
+        return kind(word)
+
+    parse.__name__ = text  # argparse says it where the word is no such number
+    return parse
+
+
 def arguments():
+    positive = number(int, 1, 1e9, "whole number (>= 1)")
+    seed = number(int, 0, 2**31, "whole number below 2**31")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.error = lambda message: sys.exit(f"choosing.py: {message} (--help lists the flags)")
     add = parser.add_argument
@@ -321,11 +333,12 @@ def arguments():
     add("--dataset", choices=("mnist", "fashion_mnist"), default="mnist")
     add("--data-dir", type=Path, help="folder with the four IDX files (or SPARSEJAX_DATA_DIR)")
     add("--linear-only", action="store_true", help="only λ, in seconds")
-    add("--folds", type=int, default=5)
-    add("--epochs", type=int, nargs=2, metavar=("DENSE", "PRUNED"))
-    add("--sparsities", type=float, nargs="+", default=[0.95, 0.98], help="for allocations")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="for allocations")
-    add("--seed", type=int, default=0, help="for cross-validation")
+    add("--folds", type=number(int, 2, 1e9, "whole number (>= 2)"), default=5)
+    add("--epochs", type=positive, nargs=2, metavar=("DENSE", "PRUNED"))
+    fraction = number(float, 0, 1, "fraction in [0, 1)")
+    add("--sparsities", type=fraction, nargs="+", default=[0.95, 0.98], help="for allocations")
+    add("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="for allocations")
+    add("--seed", type=seed, default=0, help="for cross-validation")
     add("--folder", type=Path, help="finished fits are kept here: a killed run goes on")
     add("--out", type=Path, default=Path("out"), help="folder for the JSON and the figures")
     return parser.parse_args()
