@@ -44,9 +44,10 @@ NETWORKS = {"lenet": models.LeNet300100, "cnn": models.CNN}
 def main(args):
     args.out.mkdir(parents=True, exist_ok=True)
     figures = {}
+    digits = None if args.linear_only else getattr(datasets, args.dataset)(args.data_dir)
     summary = {"strength": choose_strength(args, figures)}
-    if not args.linear_only:
-        summary |= choose_sparsity(args, figures)
+    if digits is not None:
+        summary |= choose_sparsity(digits, args, figures)
     text = json.dumps(summary | {"arguments": vars(args)}, indent=2, default=plain)
     (args.out / f"choosing_{args.model}.json").write_text(text + "\n")
     try:
@@ -64,7 +65,7 @@ def choose_strength(args, figures):
     train, test, y_train, y_test = train_test_split(
         *load_breast_cancer(return_X_y=True), test_size=0.3, random_state=args.seed
     )
-    mean, std = train.mean(0), train.std(0)
+    mean, std = train.mean(0), train.std(0)  # of no label: all folds may share it
     data = {"x": np.float32((train - mean) / std), "y": np.float32(y_train)}
     unseen = {"x": np.float32((test - mean) / std), "y": np.float32(y_test)}
 
@@ -103,9 +104,8 @@ def choose_strength(args, figures):
     return rows
 
 
-def choose_sparsity(args, figures):
+def choose_sparsity(digits, args, figures):
     """A network on digits: sparsity by cross-validation, then layer by layer by sensitivity."""
-    digits = getattr(datasets, args.dataset)(args.data_dir)
     data = {"x": digits.train_images, "y": digits.train_labels}
     unseen = {"x": digits.test_images, "y": digits.test_labels}
     network = NETWORKS[args.model]
@@ -122,7 +122,9 @@ def choose_sparsity(args, figures):
         return train(params, masks, data, key, "pruned" if sparsity else "dense")
 
     key = jax.random.key(args.seed)
-    folder = None if args.folder is None else args.folder / args.model
+    # Finished fits are of these settings, which are no arguments of cross_validate.
+    settings = [args.model, args.dataset, *(args.epochs or EPOCHS[args.model])]
+    folder = None if args.folder is None else args.folder / "-".join(map(str, settings))
     cv = paths.cross_validate(
         fit,
         error,

@@ -7,6 +7,8 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sparsejax import _leaves
+
 Advance: TypeAlias = Callable[[str], None]
 """Called after each item, with what to say of it: `"strength 0.01, sparsity 0.95"`."""
 
@@ -30,6 +32,8 @@ def bar(progress: bool | str, what: str, total: int) -> Iterator[Advance]:
       what: the text before the bar where the user gives none.
       total: the number of items, at most.
     """
+    if not isinstance(progress, bool | str):
+        raise TypeError(f"`progress` must be True, False or a text, got {_leaves.brief(progress)}.")
     if progress is False:
         yield lambda last: None
         return

@@ -6,6 +6,10 @@ long run with momentum μ, and 1/(√ν + ε) times as much, entry by entry, wit
 Neither μ nor ε is in optax's states, so that the metric is named: `proximal(optax.adam(1e-3),
 penalty, 1e-3, metric=metrics.adam())`.
 
+Entries that never had a gradient have no metric yet: where their second moment is 0 the factor is
+0, and the penalty leaves them alone (embeddings of words not seen so far, weights of dead inputs).
+`penalized` moves them, too.
+
 A metric is any function `(state, params) -> factor`, of the optimizer's state after its update:
 one number >= 0, or a tree like the params of arrays that broadcast.
 """
@@ -86,7 +90,7 @@ def adam(*, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0) -> Metr
 
         def factor(nu: jax.Array) -> jax.Array:
             corrected = _leaves.wide(nu) / (1 - b2 ** moments.count.astype(jnp.float32))
-            return 1 / (jnp.sqrt(corrected + eps_root) + eps)
+            return jnp.where(nu > 0, 1 / (jnp.sqrt(corrected + eps_root) + eps), 0)
 
         return jax.tree.map(factor, moments.nu)
 
@@ -99,7 +103,8 @@ def rmsprop(*, eps: float = 1e-8, eps_in_sqrt: bool = True, momentum: float = 0.
     Args:
       eps: the optimizer's ε >= 0.
       eps_in_sqrt: whether ε stands under the root, as by default in optax.
-      momentum: its momentum in [0, 1), if it has one.
+      momentum: its momentum in [0, 1), if it has one; at a constant learning rate only, since optax
+        remembers steps, not gradients: with a decaying rate use `transforms.penalized`.
 
     Returns:
       A metric. It raises `ValueError` where the state is not that of one RMSProp.
@@ -120,7 +125,8 @@ def rmsprop(*, eps: float = 1e-8, eps_in_sqrt: bool = True, momentum: float = 0.
 
     def factor(nu: jax.Array) -> jax.Array:
         nu = _leaves.wide(nu)
-        return lasting / (jnp.sqrt(nu + eps) if eps_in_sqrt else jnp.sqrt(nu) + eps)
+        scale = jnp.sqrt(nu + eps) if eps_in_sqrt else jnp.sqrt(nu) + eps
+        return jnp.where(nu > 0, lasting / scale, 0)
 
     def metric(state: Any, params: Params) -> Any:
         del params
@@ -152,7 +158,6 @@ def adagrad(*, eps: float = 1e-7) -> Metric:
     _checks.non_negative("eps", eps)
 
     def factor(squares: jax.Array) -> jax.Array:
-        # Where there never was a gradient, optax does not move: nor does the penalty.
         wide = _leaves.wide(squares)
         return jnp.where(wide > 0, jax.lax.rsqrt(wide + eps), 0)
 
@@ -164,6 +169,16 @@ def adagrad(*, eps: float = 1e-7) -> Metric:
     return metric
 
 
+def check(metric: Any) -> None:
+    """Refuses what is no metric."""
+    if metric in (momentum, adam, rmsprop, adagrad):
+        raise TypeError(
+            f"`metric` must be a function (state, params) -> factors, got metrics.{metric.__name__}"
+            ", which makes one: call it first, such as metrics.adam()."
+        )
+    _checks.function("metric", metric, "(state, params) -> factors", "metrics.adam()")
+
+
 def _only(state: Any, kind: type, name: str) -> Any:
     """The one state of this kind in an optimizer's state."""
     nodes = jax.tree.leaves(state, is_leaf=partial(_is_a, kind))
@@ -172,7 +187,8 @@ def _only(state: Any, kind: type, name: str) -> Any:
         raise ValueError(
             f"`metric` metrics.{name}() needs an optimizer with one {kind.__name__} in its state, "
             f"got {len(found)}; take the metric of your optimizer, or write one: "
-            "(state, params) -> tree of factors on the learning rate."
+            "(state, params) -> tree of factors on the learning rate. Of several optimizers, each "
+            "for some leaves, wrap every one in a `proximal` of its own."
         )
     return found[0]
 

@@ -99,13 +99,13 @@ class Choice(NamedTuple):
 def curves(
     loss: Loss,
     params: Params,
-    sparsities: Sequence[Scalar] | np.ndarray,
+    sparsities: Sequence[Scalar] | np.ndarray | jax.Array,
     *,
     scores: Scores | None = None,
     granularity: Granularity = _UNSTRUCTURED,
     groups: Mapping[str, Filter] | None = None,
     prunable: Filter = filters.weights,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> Curves:
     """Measures the loss as each layer alone is pruned, to each of some sparsities.
 
@@ -280,7 +280,7 @@ def choose_sparsity(
     granularity: Granularity = _UNSTRUCTURED,
     prunable: Filter = filters.weights,
     retrain: Retrain | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> Choice:
     """Finds the largest sparsity whose loss is at most the dense loss plus `max_loss_increase`.
 
@@ -349,7 +349,7 @@ def choose_sparsity(
         masks = masks_at(sparsity)
         pruned = masking.apply_masks(params, masks)
         if retrain is not None:
-            pruned = masking.apply_masks(retrain(pruned, masks), masks)
+            pruned = masking.apply_masks(_retrained(retrain, pruned, masks), masks)
         return Choice(sparsity, masks, pruned, _measure(loss, pruned), dense, ())
 
     everything = masks_at(0.0)
@@ -513,6 +513,13 @@ def _check_loss(loss: Any) -> None:
     _checks.function("loss", loss, "params -> number", "jax.jit(validation_loss)")
 
 
+def _retrained(retrain: Retrain, pruned: Params, masks: Masks) -> Params:
+    params = retrain(pruned, masks)
+    if params is None:
+        raise TypeError("`retrain` must return the params, got None; return what it trained.")
+    return params
+
+
 def _check_retrain(retrain: Any) -> None:
     if retrain is not None:
         _checks.function("retrain", retrain, "(params, masks) -> params", "a loop of fine-tuning")
@@ -533,7 +540,7 @@ def _check_increase(value: Any) -> None:
 
 
 def _checked_sparsities(sparsities: Any) -> list[float]:
-    if not isinstance(sparsities, Sequence | np.ndarray) or np.ndim(sparsities) != 1:
+    if not isinstance(sparsities, Sequence | np.ndarray | jax.Array) or np.ndim(sparsities) != 1:
         raise TypeError(
             f"`sparsities` must be a sequence of numbers, got {_leaves.brief(sparsities)}."
         )

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparsejax import _checks, _leaves, _masked, _tree, filters, masking, penalties
+from sparsejax import _checks, _leaves, _masked, _tree, filters, masking, metrics, penalties
 from sparsejax._step_size import GOOD_FIT, ProxState, foretell, probe, unmeasured
 from sparsejax._typing import (
     Filter,
@@ -29,7 +29,6 @@ from sparsejax._typing import (
     SlopedPenalty,
     Strength,
 )
-from sparsejax.metrics import Metric
 
 
 class PenaltyState(NamedTuple):
@@ -112,6 +111,7 @@ def prox(
         )
 
     def init_fn(params: Params) -> ProxState:
+        _check_fits(penalty, params)
         return unmeasured(params, probed=learning_rate is None)
 
     def update_fn(
@@ -268,6 +268,9 @@ def penalized(
     subgradient is zero: its fixed points are those of the penalized problem, with neither learning
     rate nor metric. Line searches are the exception: `optax.lbfgs` searches along a line that the
     stops at zero leave, and may rest elsewhere (on a logistic regression 1 % above the minimum).
+    Zeros are those of the params that are trained: `optax.contrib.schedule_free` evaluates others.
+    Gradient accumulation belongs outside (`optax.MultiSteps(penalized(...), k)`), or each part's
+    subgradient at zero would be summed.
 
     Minibatches: an entry leaves zero whenever the gradient of one batch there exceeds λ, so that at
     any time many entries are in flight that belong at zero. `gradient_decay=0.99` lets entries at
@@ -283,7 +286,7 @@ def penalized(
     the penalty twice).
 
     Args:
-      optimizer: any optax optimizer: with momentum, Adam, Lion, clipping, `MultiSteps` ...
+      optimizer: any optax optimizer: with momentum, Adam, Lion, clipping ...
       penalty: one with a slope at zero, such as `penalties.l1(strength)` or
         `penalties.group_lasso(strength)`; schedules count calls of `update`.
       gradient_decay: in [0, 1): how much of the mean gradient each update keeps, for entries at
@@ -329,6 +332,7 @@ def penalized(
     decay = _checks.known_fraction("gradient_decay", gradient_decay)
 
     def init_fn(params: Params) -> PenaltyState:
+        _check_fits(penalty, params)
         mean = _zero_means(params) if decay else None
         return PenaltyState(jnp.zeros((), jnp.int32), inner.init(params), mean)
 
@@ -366,7 +370,7 @@ def proximal(
     penalty: Penalty,
     learning_rate: ScalarOrSchedule,
     *,
-    metric: Metric | None = None,
+    metric: metrics.Metric | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The prox step after an optimizer's step: w ← prox(w + u, learning_rate · metric); outermost.
 
@@ -411,9 +415,10 @@ def proximal(
     _check_penalty(penalty)
     _checks.scalar_or_schedule("learning_rate", learning_rate, positive=True)
     if metric is not None:
-        _checks.function("metric", metric, "(state, params) -> factors", "metrics.adam()")
+        metrics.check(metric)
 
     def init_fn(params: Params) -> PenaltyState:
+        _check_fits(penalty, params)
         return PenaltyState(jnp.zeros((), jnp.int32), inner.init(params))
 
     def update_fn(
@@ -588,6 +593,11 @@ def _check_penalty(penalty: Any) -> None:
         raise TypeError(
             f"`penalty` must be a penalty such as penalties.l1(1e-4), got {_leaves.brief(penalty)}."
         )
+
+
+def _check_fits(penalty: Penalty, params: Params) -> None:
+    """Refuses params that the penalty does not fit, before the first update is traced."""
+    jax.eval_shape(lambda: penalty.at(0).value(params))
 
 
 def _rate_at(learning_rate: ScalarOrSchedule, step: jax.Array) -> Any:

@@ -137,6 +137,48 @@ def test_group_lasso_by_channel_is_that_of_labels():
     )
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int8])
+def test_entries_of_no_group_pass_beside_those_of_one(kind):
+    w, grads = {"w": jnp.array([[1.0, 2.0, 3.0]] * 3)}, {"w": jnp.full((3, 3), 0.5)}
+    penalty = penalties.group_lasso(0.1, {"w": np.array([[0, -1, 1]], kind)})
+    for size in (1.0, jax.tree.map(jnp.ones_like, w)):
+        shrunk = np.asarray(penalty.prox(w, size)["w"])
+        np.testing.assert_array_equal(shrunk[:, 1], 2.0)
+        np.testing.assert_allclose(shrunk[:, 0], 1 - 0.1, rtol=1e-6)
+    slope = np.asarray(penalty.subgradient(grads, w)["w"])
+    np.testing.assert_array_equal(slope[:, 1], 0.5)
+    stopped = penalty.stop_at_zero({"w": jnp.full((3, 3), -2.0)}, grads, w)["w"]
+    np.testing.assert_array_equal(w["w"] + stopped, [[0.0, 0.0, 1.0]] * 3)
+    assert float(penalty.value(w)) == pytest.approx(0.1 * math.sqrt(3) * math.sqrt(3) * 4)
+
+
+def test_unsigned_labels_are_groups():
+    penalty = penalties.group_lasso(1.0, {"w": np.array([[0, 1, 1]], np.uint8)})
+    assert float(penalty.value({"w": jnp.ones((1, 3))})) == pytest.approx(1 + 2)
+
+
+def test_prox_in_a_metric_takes_groups_whose_squares_vanish():
+    for size in (1e-20, 1e-30):
+        w = {"w": jnp.full((4, 1), size)}
+        shrunk = penalties.group_lasso(0.02).prox(w, {"w": jnp.full((4, 1), 10.0)})
+        np.testing.assert_array_equal(shrunk["w"], 0)
+
+
+def test_group_that_dies_under_adam_stays_at_zero():
+    """Adam's momentum decays to 1e-20 and below."""
+    tx = sj.proximal(optax.adam(0.01), penalties.group_lasso(0.1), 0.01, metric=sj.metrics.adam())
+
+    def step(carry, g):
+        w, state = carry
+        updates, state = tx.update({"w": jnp.full((4, 1), g)}, state, w)
+        return (optax.apply_updates(w, updates), state), None
+
+    w = {"w": jnp.ones((4, 1))}
+    grads = jnp.where(jnp.arange(800) < 5, 1.0, 0.0)
+    (w, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, grads))((w, tx.init(w)))
+    np.testing.assert_array_equal(w["w"], 0)
+
+
 def test_group_lasso_by_blocks_with_ragged_ends():
     w = np.arange(1.0, 16.0, dtype=np.float32).reshape(3, 5)
     penalty = penalties.group_lasso(1.0, granularities.Block((2, 2)))

@@ -55,6 +55,53 @@ def test_metric_is_the_step_that_a_lasting_gradient_makes(case):
     chex.assert_trees_all_close(*last, rtol=1e-4)
 
 
+@pytest.mark.parametrize("case", ["adam", "rmsprop", "adagrad"])
+def test_entries_that_never_had_a_gradient_stay(case):
+    optimizer = {
+        "adam": optax.adam(0.1),
+        "rmsprop": optax.rmsprop(0.1),
+        "adagrad": optax.adagrad(0.1, initial_accumulator_value=0.0),
+    }[case]
+    tx = sj.proximal(optimizer, penalties.l1(0.1), 0.1, metric=getattr(metrics, case)())
+    w = {"w": jnp.ones((2, 3))}
+    grads = {"w": jnp.array([[1.0], [0.0]]) * jnp.ones((2, 3))}
+    state = tx.init(w)
+    for _ in range(3):
+        updates, state = tx.update(grads, state, w)
+        w = optax.apply_updates(w, updates)
+    assert np.all(w["w"][0] < 1)
+    np.testing.assert_array_equal(w["w"][1], 1)
+
+
+def test_metric_of_some_leaves_belongs_inside_partition():
+    labels = {"w": "adam", "b": "sgd"}
+    some = optax.multi_transform({"adam": optax.adam(0.1), "sgd": optax.sgd(0.1)}, labels)
+    l1 = penalties.l1(0.1, prunable=filters.floating)
+    tx = sj.proximal(some, l1, 0.1, metric=metrics.adam())
+    with pytest.raises(ValueError, match=r"for every penalized leaf, got none at 'b'.*partition"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    inside = sj.proximal(optax.adam(0.1), penalties.l1(0.1), 0.1, metric=metrics.adam())
+    both = optax.multi_transform({"adam": inside, "sgd": optax.sgd(0.1)}, labels)
+    both.update(GRADS, both.init(PARAMS), PARAMS)
+
+
+def test_metric_that_was_not_called_says_so():
+    with pytest.raises(TypeError, match=r"got metrics\.adam, which makes one: call it first"):
+        sj.proximal(optax.adam(0.1), penalties.l1(0.1), 0.1, metric=metrics.adam)
+
+
+@pytest.mark.parametrize("how", ["penalized", "proximal", "prox"])
+def test_init_refuses_params_that_the_penalty_does_not_fit(how):
+    penalty = penalties.l1({"w": jnp.ones((1, 2)), "b": jnp.float32(1)})
+    tx = {
+        "penalized": lambda: sj.penalized(optax.adam(0.1), penalty),
+        "proximal": lambda: sj.proximal(optax.sgd(0.1), penalty, 0.1),
+        "prox": lambda: sj.transforms.prox(penalty, 0.1),
+    }[how]()
+    with pytest.raises(ValueError, match=r"`l1_strength` must broadcast .* at 'w'"):
+        tx.init(PARAMS)
+
+
 def test_metric_of_another_optimizer_says_so():
     tx = sj.proximal(optax.sgd(0.1), penalties.l1(0.1), 0.1, metric=metrics.adam())
     with pytest.raises(ValueError, match=r"metrics\.adam\(\) needs .* ScaleByAdamState .*, got 0"):

@@ -844,7 +844,7 @@ ERRORS = {
     "strengths with None where penalized": (
         lambda: penalties.l1({"b": jnp.array(1.0), "w": None}).value(WEIGHTS),
         ValueError,
-        r"`l1_strength` must broadcast .*: at 'w' the value is NoneType",
+        r"`l1_strength` must have a value for every penalized leaf, got none at 'w'",
     ),
     "a negative step size": (
         lambda: penalties.l0(1.0).prox(WEIGHTS, -1.0),
@@ -874,7 +874,7 @@ ERRORS = {
     "constraint by no function": (
         lambda: penalties.constraint(3.0),
         TypeError,
-        r"`projection` must be a function \(tree\) -> tree, got 3\.0; for example functools",
+        r"`projection` must be a function \(list of arrays\) -> list of arrays, got 3\.0; for exam",
     ),
     "constraint with step sizes": (
         lambda: penalties.constraint(l1_ball).prox(WEIGHTS, {"b": 1.0, "w": 1.0}),

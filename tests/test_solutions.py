@@ -270,6 +270,25 @@ def test_decoupled_decay_behind_adam_hardly_moves_the_solution():
     np.testing.assert_allclose(found, reference, atol=1e-4)
 
 
+def test_accumulation_belongs_outside_penalized():
+    """Two halves of the data in turn: the lasso of all of it."""
+    X, y = (jnp.asarray(x, jnp.float32) for x in DATA["diabetes"])
+    tx = optax.MultiSteps(sj.penalized(optax.sgd(0.1), penalties.l1(0.05, **everything)), 2)
+
+    def step(carry, half):
+        w, state = carry
+        grads = jax.grad(lambda w: 0.5 * jnp.mean(jnp.square(y[half] - X[half] @ w)))(w)
+        updates, state = tx.update(grads, state, w)
+        return (optax.apply_updates(w, updates), state), None
+
+    halves = jnp.tile(jnp.arange(442).reshape(221, 2).T, (3000, 1))
+    start = jnp.full(10, 0.3)
+    (w, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, halves))((start, tx.init(start)))
+    (reference,) = solved_by(lambda s: exact(Lasso, alpha=s), [0.05])
+    np.testing.assert_array_equal(np.asarray(w) != 0, reference != 0)
+    np.testing.assert_allclose(w, reference, atol=1e-5)
+
+
 def test_strengths_by_entry_are_those_of_a_rescaled_lasso():
     """λᵢ|wᵢ| is the lasso of columns divided by λᵢ."""
     X, y = DATA["diabetes"]

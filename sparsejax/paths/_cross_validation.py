@@ -37,7 +37,10 @@ def cross_validate(
     and target sparsities are chosen alike: all that counts is that larger is sparser. The choice of
     one standard error is the sparser one, and the usual one where sparsity is worth something.
 
-    To use the choice, fit once more to all the data: `fit(cv.best_strength, params, data, key)`.
+    To use the choice, fit once more to all the data: `fit(cv.best_strength, params, data, key)`,
+    where fits end at the same place from everywhere (convex problems). Where they do not (a network
+    that is pruned step by step), run the same path again, down to the choice: its order is a part
+    of what was scored.
     The score of the chosen strength is too good by a little, for it was chosen by it: what is
     reported comes from a test set, or an outer cross-validation.
 

@@ -38,6 +38,7 @@ def log_grid(largest: Scalar, num: int = 100, ratio: Scalar = 1e-3) -> np.ndarra
       coordinate descent*, Journal of Statistical Software 33 (2010),
       https://doi.org/10.18637/jss.v033.i01, section 2.5.
     """
+    _checks.real_number("largest", largest)
     _checks.scalar_or_schedule("largest", largest, positive=True)
     num = _checks.known_step("num", num, 1)
     _checks.real_number("ratio", ratio)

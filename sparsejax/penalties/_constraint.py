@@ -23,7 +23,7 @@ class Constraint:
         _checks.function(
             "projection",
             self.projection,
-            "(tree) -> tree",
+            "(list of arrays) -> list of arrays",
             "functools.partial(optax.projections.projection_l1_ball, scale=1.0)",
         )
         _leafwise.check_prunable(self.prunable)

@@ -102,14 +102,7 @@ class ElasticNet:
         where that is zero. Without an L1 part there is no kink, and `updates` pass unchanged.
         """
         chosen, l1, _ = self._read(params)
-
-        def stop(u: jax.Array, v: jax.Array, w: jax.Array, l1: jax.Array) -> jax.Array:
-            return _leafwise.stop(u, v, w, l1 > 0)
-
-        # A narrower update could not cancel its parameter exactly.
-        return _leafwise.wide_map(
-            stop, chosen, params, (l1,), widen=True, updates=updates, subgradient=subgradient
-        )
+        return _leafwise.stop_at_zero(l1, chosen, params, updates, subgradient)
 
     def _read(self, params: Params) -> tuple[list[bool], list[Any], list[Any]]:
         chosen = _leafwise.penalized_leaves(self.prunable, params)

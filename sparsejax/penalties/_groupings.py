@@ -42,8 +42,9 @@ class Units:
         rows = zip(self._paths, leaves, strict=True)
         return [self._granularity.units(path, x) for path, x in rows]
 
-    def spread(self, groups: Sequence[jax.Array]) -> list[jax.Array]:
-        """The number of each unit at its entries."""
+    def spread(self, groups: Sequence[jax.Array], outside: Any = 0) -> list[jax.Array]:
+        """The number of each unit at its entries; none is outside."""
+        del outside
         rows = zip(groups, self._shapes, strict=True)
         return [self._granularity.spread(values, shape) for values, shape in rows]
 
@@ -56,10 +57,10 @@ class Labels:
 
     def __init__(self, labels: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> None:
         self._labels = [
-            np.reshape(x, (1,) * len(shape)) if x.ndim == 0 else x
+            np.reshape(x.astype(np.int64), x.shape or (1,) * len(shape))
             for x, shape in zip(labels, shapes, strict=True)
         ]
-        self._count = max((int(x.max(initial=-1)) for x in labels), default=-1) + 1
+        self._count = max((int(x.max(initial=-1)) for x in self._labels), default=-1) + 1
         sizes = np.zeros(self._count, np.int64)
         for x, shape in zip(self._labels, shapes, strict=True):
             inside = x[x >= 0]
@@ -78,10 +79,10 @@ class Labels:
             total = total.at[index].add(parts.ravel(), mode="drop")
         return [total]
 
-    def spread(self, groups: Sequence[jax.Array]) -> list[jax.Array]:
-        """The number of each group at its entries, 0 (or False) at those of none."""
+    def spread(self, groups: Sequence[jax.Array], outside: Any = 0) -> list[jax.Array]:
+        """The number of each group at its entries, `outside` at those of none."""
         (values,) = groups
-        padded = jnp.concatenate([values, jnp.zeros((1,), values.dtype)])
+        padded = jnp.concatenate([values, jnp.full((1,), outside, values.dtype)])
         return [padded[labels] for labels in self._labels]
 
 
@@ -104,7 +105,7 @@ def check_labels(groups: Any) -> None:
             )
         if not jnp.issubdtype(_leaves.dtype_of(x), jnp.integer):
             raise TypeError(f"`groups` must be integers, got {_leaves.describe(x)}.")
-        if np.min(x, initial=0) < -1:
+        if int(np.min(x, initial=0)) < -1:
             raise ValueError(f"`groups` must be >= -1 (-1 is no group), got {np.min(x)}.")
 
 
@@ -143,9 +144,9 @@ def factors_in_metric(
     size = grouping.spread(norms(grouping, leaves))
     mu = grouping.spread([jnp.asarray(t) for t in strengths])
     # In units of the group's norm; a step size of 0 leaves a little, to divide by.
-    units = [_over(v, n, 1) for v, n in zip(leaves, size, strict=True)]
+    units = [_over(v, n) for v, n in zip(leaves, size, strict=True)]
     rows = zip(sizes, mu, size, leaves, strict=True)
-    pulls = [jnp.broadcast_to(_over(s * t, n, 1), v.shape) for s, t, n, v in rows]
+    pulls = [jnp.broadcast_to(_over(s * t, n), v.shape) for s, t, n, v in rows]
 
     def sums(power: int, r: Sequence[jax.Array]) -> list[jax.Array]:
         rows = zip(units, pulls, grouping.spread(r), strict=True)
@@ -156,7 +157,7 @@ def factors_in_metric(
     def newton(r: list[jax.Array]) -> list[jax.Array]:
         columns = zip(r, sums(2, r), sums(3, r), dead, strict=True)
         return [
-            jnp.where(no, 0, x + _over(f * (jnp.sqrt(f) - 1), chi, 1)) for x, f, chi, no in columns
+            jnp.where(no, 0, x + _over(f * (jnp.sqrt(f) - 1), chi)) for x, f, chi, no in columns
         ]
 
     def advance(carry: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -172,12 +173,12 @@ def factors_in_metric(
         lambda carry: carry[2] & (carry[0] < _NEWTON_STEPS), advance, (0, newton(zero), True)
     )
     kept_part = zip(grouping.spread(r), pulls, mu, strict=True)
-    return [jnp.where(t > 0, _over(x, x + p, 1), 1) for x, p, t in kept_part]
+    return [jnp.where(t > 0, _over(x, x + p), 1) for x, p, t in kept_part]
 
 
-def _over(x: Any, y: Any, power: int) -> jax.Array:
-    """The quotient x / y**power, and 0 where x is."""
-    return jnp.where(x == 0, 0, x / jnp.where(x == 0, 1, y) ** power)
+def _over(x: Any, y: Any) -> jax.Array:
+    """The quotient x / y, and 0 where y is."""
+    return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
 def weights_of(grouping: Grouping, weight: Callable[[int], float]) -> list[np.ndarray]:

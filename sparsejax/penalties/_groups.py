@@ -80,7 +80,7 @@ class SparseGroupLasso:
             v = [_leafwise.soft(x, s * t) for x, s, t in zip(v, sizes, on.l1, strict=True)]
         if _leafwise.is_one(step_size):
             norms, thresholds = _groupings.norms(on.grouping, v), [step_size * t for t in on.kinks]
-            factors = on.grouping.spread(list(map(_groupings.kept, norms, thresholds)))
+            factors = on.grouping.spread(list(map(_groupings.kept, norms, thresholds)), 1)
         else:
             factors = _groupings.factors_in_metric(on.grouping, v, sizes, on.kinks)
         # +0, whatever sign x has.
@@ -99,7 +99,7 @@ class SparseGroupLasso:
             jnp.where(n == 0, 0, t / jnp.where(n == 0, 1, n))
             for n, t in zip(norms, on.kinks, strict=True)
         ]
-        columns = (pulled, on.leaves, on.grouping.spread(factors), on.grouping.spread(slopes))
+        columns = (pulled, on.leaves, on.grouping.spread(factors, 1), on.grouping.spread(slopes))
         least = [p * factor + slope * w for p, w, factor, slope in zip(*columns, strict=True)]
         return on.put(least, grads=grads)
 
@@ -170,6 +170,8 @@ def group_lasso(
         of different sizes are treated alike.
       prunable: which leaves are penalized; `None`: the weights, or with a tree of groups every leaf
         that has one.
+
+    Groups across leaves gather and scatter: on a mesh of explicit axes, put them on automatic ones.
 
     Returns:
       A penalty.

@@ -111,6 +111,24 @@ def stop(u: jax.Array, v: jax.Array, w: jax.Array, kink: jax.Array) -> jax.Array
     return jnp.where(kink & ((w + u) * side <= 0), -w, u)
 
 
+def stop_at_zero(
+    kinks: Sequence[Any],
+    chosen: Sequence[bool],
+    params: Params,
+    updates: Params,
+    subgradient: Params,
+) -> Params:
+    """The orthant rule over chosen leaves, where the slope of a kink at zero is positive."""
+
+    def on_leaf(u: jax.Array, v: jax.Array, w: jax.Array, kink: jax.Array) -> jax.Array:
+        return stop(u, v, w, kink > 0)
+
+    # A narrower update could not cancel its parameter exactly.
+    return wide_map(
+        on_leaf, chosen, params, (kinks,), widen=True, updates=updates, subgradient=subgradient
+    )
+
+
 def total(terms: Sequence[jax.Array]) -> jax.Array:
     """A sum in at least float32; 0 of nothing."""
     return sum(terms, jnp.float32(0))
@@ -122,6 +140,12 @@ def _columns(name: str, value: Any, chosen: Sequence[bool], params: Params) -> l
         return [jnp.asarray(value)] * len(flat.leaves)
     found = _tree.align(name, value, "params", params)
     for path, x, leaf, yes in zip(flat.paths, found, flat.leaves, chosen, strict=True):
+        if yes and x is None:
+            raise ValueError(
+                f"`{name}` must have a value for every penalized leaf, got none at {path!r}; the "
+                "metric of an optimizer of some leaves belongs, in its own `proximal`, inside "
+                "optax.partition."
+            )
         if yes:
             _checks.fits(name, "value", path, x, leaf)
     return [jnp.asarray(x) if yes else 0 for x, yes in zip(found, chosen, strict=True)]

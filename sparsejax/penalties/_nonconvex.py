@@ -94,14 +94,7 @@ class Folded(Entrywise):
         where that is zero.
         """
         chosen, lam = self._read(params)
-
-        def stop(u: jax.Array, v: jax.Array, w: jax.Array, lam: jax.Array) -> jax.Array:
-            return _leafwise.stop(u, v, w, lam > 0)
-
-        # A narrower update could not cancel its parameter exactly.
-        return _leafwise.wide_map(
-            stop, chosen, params, (lam,), widen=True, updates=updates, subgradient=subgradient
-        )
+        return _leafwise.stop_at_zero(lam, chosen, params, updates, subgradient)
 
     def _slopes(self, size: jax.Array, lam: jax.Array) -> jax.Array:
         """The slope p', where |w| = `size`."""
