@@ -1,5 +1,6 @@
 """Settings of the whole test session, doctests included."""
 
+import gc
 import os
 
 import hypothesis
@@ -42,6 +43,8 @@ LONGEST = (
 def pytest_configure(config):
     """Files start in the order of collection; pytest-xdist starts with those of most tests."""
     config.option.loadscopereorder = False
+    # What JAX keeps of thousands of programs is alive, and costs a look at every collection.
+    gc.set_threshold(100_000, 50, 50)
 
 
 def pytest_collection_modifyitems(items):

@@ -16,6 +16,8 @@ import sparsejax as sj
 from sparsejax import granularities, penalties
 from sparsejax._typing import SlopedPenalty
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 numbers = st.floats(-8, 8, width=32, allow_subnormal=False)
 vectors = st.lists(numbers, min_size=4, max_size=4).map(lambda x: np.array(x, np.float32))
 strengths = st.floats(0, 3, width=32, allow_subnormal=False)

@@ -10,6 +10,8 @@ import pytest
 import sparsejax as sj
 from sparsejax import filters, metrics, penalties
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 PARAMS = {"w": jnp.array([[0.5, -0.25, 1.0]]), "b": jnp.array([0.1])}
 GRADS = {"w": jnp.array([[0.5, -2.0, 1e-3]]), "b": jnp.array([3.0])}
 RATE = 0.25

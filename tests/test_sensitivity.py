@@ -32,6 +32,8 @@ from sparsejax import (
 )
 from sparsejax.allocation import Layer
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 SIZES = {"a": (1, 2), "b": (2, 2), "c": (3, 1)}
 TWELFTHS = np.arange(13) / 12  # whole counts in every leaf
 SHAPES = {"bias": (3,), **SIZES}
