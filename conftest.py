@@ -5,6 +5,7 @@ import os
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 from quickly import FLAGS
 
@@ -60,3 +61,9 @@ def quickly():
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def as_users_have_it(monkeypatch):
+    """Without the checks of annotations, which would answer first and in their own words."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

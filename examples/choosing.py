@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flags import number
 from flax import nnx
 from rich.console import Console
 from rich.table import Column, Table
@@ -124,6 +125,7 @@ def choose_sparsity(digits, args, figures):
     key = jax.random.key(args.seed)
     # Finished fits are of these settings, which are no arguments of cross_validate.
     settings = [args.model, args.dataset, *(args.epochs or EPOCHS[args.model])]
+    settings.append(args.rate or RATE[args.model])
     folder = None if args.folder is None else args.folder / "-".join(map(str, settings))
     cv = paths.cross_validate(
         fit,
@@ -169,7 +171,8 @@ def allocations(args, start, train, error, data, unseen, seed, figures):
     fresh = start(seed)
     everything = masking.topk(criteria.magnitude(fresh), 0.0)
     dense = train(fresh, everything, rest, keys[0], "dense")
-    curves = sensitivity.curves(partial(loss_of, error.apply, validation), dense, LEVELS)
+    validation_loss = partial(mean_loss, error.apply, validation)
+    curves = sensitivity.curves(validation_loss, dense, LEVELS)
     figures.setdefault("sensitivity", curves)
     scores = criteria.magnitude(dense)
     ways = {
@@ -178,7 +181,7 @@ def allocations(args, start, train, error, data, unseen, seed, figures):
         "ERK": {"allocation": allocation.erdos_renyi_kernel},
         "global": {},
     }
-    rows = {"dense": {"pruned only": error(dense, unseen), "trained": error(dense, unseen)}}
+    rows = {"dense": dict.fromkeys(("pruned only", "trained"), error(dense, unseen))}
     for sparsity in args.sparsities:
         for way, options in ways.items():
             masks = masking.topk(scores, sparsity, **options)
@@ -188,10 +191,8 @@ def allocations(args, start, train, error, data, unseen, seed, figures):
                 "pruned only": error(pruned, unseen),
                 "trained": error(trained, unseen),
             }
-    bound = loss_of(error.apply, validation, dense) * 0.1
-    choice = sensitivity.choose_sparsity(
-        partial(loss_of, error.apply, validation), dense, max_loss_increase=bound
-    )
+    bound = 0.1 * curves.dense_loss
+    choice = sensitivity.choose_sparsity(validation_loss, dense, max_loss_increase=bound)
     rows[f"choose_sparsity: {choice.sparsity:.1%}, no training"] = {
         "pruned only": error(choice.params, unseen)
     }
@@ -204,7 +205,7 @@ def trainer(apply, args):
 
     @cache
     def transform(steps):
-        rate = optax.cosine_decay_schedule(RATE[args.model], steps)
+        rate = optax.cosine_decay_schedule(args.rate or RATE[args.model], steps)
         return optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(rate, momentum=0.9))
 
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
@@ -249,7 +250,7 @@ def tester(apply):
     return error
 
 
-def loss_of(apply, data, params):
+def mean_loss(apply, data, params):
     """The mean cross-entropy, smoother than the error."""
     losses = [
         optax.softmax_cross_entropy_with_integer_labels(
@@ -315,16 +316,6 @@ def draw(args, figures):
         )
 
 
-def number(kind, low, high, text):
-    def parse(word):
-        if not low <= kind(word) < high:
-            raise ValueError
-        return kind(word)
-
-    parse.__name__ = text  # argparse says it where the word is no such number
-    return parse
-
-
 def arguments():
     positive = number(int, 1, 1e9, "whole number (>= 1)")
     seed = number(int, 0, 2**31, "whole number below 2**31")
@@ -337,6 +328,8 @@ def arguments():
     add("--linear-only", action="store_true", help="only λ, in seconds")
     add("--folds", type=number(int, 2, 1e9, "whole number (>= 2)"), default=5)
     add("--epochs", type=positive, nargs=2, metavar=("DENSE", "PRUNED"))
+    rate = number(float, 1e-9, 1e9, "learning rate (> 0)")
+    add("--rate", type=rate, help="of SGD; by default 0.3 for lenet, 0.05 for cnn")
     fraction = number(float, 0, 1, "fraction in [0, 1)")
     add("--sparsities", type=fraction, nargs="+", default=[0.95, 0.98], help="for allocations")
     add("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="for allocations")

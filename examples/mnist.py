@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flags import number
 from flax import nnx
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 from rich.table import Column, Table
@@ -162,16 +163,6 @@ def draw(path, runs, curves):
     left.legend(loc="lower left", fontsize="small", markerscale=0.6)
     right.legend(loc="upper right", fontsize="small")
     figure.savefig(path, dpi=110)
-
-
-def number(kind, low, high, text):
-    def parse(word):
-        if not low <= kind(word) < high:
-            raise ValueError
-        return kind(word)
-
-    parse.__name__ = text  # argparse says it where the word is no such number
-    return parse
 
 
 def arguments():

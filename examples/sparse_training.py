@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flags import number
 from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -205,16 +206,6 @@ def draw(path, runs, args):
         axes.grid(alpha=0.3, which="both")
     right.legend(fontsize="small", ncols=2)
     figure.savefig(path, dpi=110)
-
-
-def number(kind, low, high, text):
-    def parse(word):
-        if not low <= kind(word) < high:
-            raise ValueError
-        return kind(word)
-
-    parse.__name__ = text  # argparse says it where the word is no such number
-    return parse
 
 
 def arguments():

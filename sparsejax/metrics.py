@@ -169,16 +169,6 @@ def adagrad(*, eps: float = 1e-7) -> Metric:
     return metric
 
 
-def check(metric: Any) -> None:
-    """Refuses what is no metric."""
-    if metric in (momentum, adam, rmsprop, adagrad):
-        raise TypeError(
-            f"`metric` must be a function (state, params) -> factors, got metrics.{metric.__name__}"
-            ", which makes one: call it first, such as metrics.adam()."
-        )
-    _checks.function("metric", metric, "(state, params) -> factors", "metrics.adam()")
-
-
 def _only(state: Any, kind: type, name: str) -> Any:
     """The one state of this kind in an optimizer's state."""
     nodes = jax.tree.leaves(state, is_leaf=partial(_is_a, kind))

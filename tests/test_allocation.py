@@ -5,7 +5,6 @@ from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -440,10 +439,9 @@ ERRORS = {
 }
 
 
+@pytest.mark.usefixtures("as_users_have_it")
 @pytest.mark.parametrize(("call", "error", "pattern"), ERRORS.values(), ids=ERRORS.keys())
-def test_bad_call_says_what_is_wrong_and_what_is_right(call, error, pattern, monkeypatch):
-    # Without the checks of annotations, which would answer first and in their own words.
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_bad_call_says_what_is_wrong_and_what_is_right(call, error, pattern):
     with pytest.raises(error, match=f"(?s)^{pattern}") as info:
         call()
     assert info.type is error

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import oracles
@@ -34,14 +33,6 @@ KEY = jax.random.key(0)
 RATE = np.float32(0.1)
 SGD = optax.sgd(0.1)
 SQUARE = {"w": (4, 4)}
-
-
-@pytest.fixture
-def as_users_have_it():
-    """Without the checks of annotations, which would answer first and in their own words."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # ---- a training run, and what is common to the oracles

@@ -8,7 +8,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -27,6 +26,8 @@ from sparsejax import (
     selection,
     transforms,
 )
+
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
 
 W = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
 B = np.ones(2, np.float32)
@@ -1059,14 +1060,6 @@ EAGER_ONLY = {"prune_tree with NaN gradients", "topk with a pool that makes NaN"
 
 def each(rows):
     return pytest.mark.parametrize(("call", "error", "pattern"), rows.values(), ids=rows.keys())
-
-
-@pytest.fixture(autouse=True)
-def _as_users_have_it():
-    """Without the checks of annotations, which would answer first and in their own words."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @each(ROWS)

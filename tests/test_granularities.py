@@ -4,7 +4,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import oracles
 import pytest
@@ -465,9 +464,7 @@ def test_block_keeps_its_shape_as_a_tuple():
         (lambda: Channel(0, None), TypeError, r"`pool` must be a function.*got None"),
     ],
 )
-def test_constructors_refuse(make, error, message, monkeypatch):
-    # The types would be refused by the annotations first, which are checked in tests only.
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_constructors_refuse(make, error, message, as_users_have_it):
     with pytest.raises(error, match=message):
         make()
 

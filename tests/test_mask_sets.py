@@ -1,7 +1,6 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -471,15 +470,7 @@ CALLS = {
 }
 
 
-@pytest.fixture
-def _as_users_have_it():
-    """Without the checks of annotations, which would answer first and in their own words."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.mark.usefixtures("_as_users_have_it")
+@pytest.mark.usefixtures("as_users_have_it")
 @pytest.mark.parametrize(("call", "error", "pattern"), CALLS.values(), ids=CALLS.keys())
 def test_bad_call_says_what_is_wrong_and_what_is_right(call, error, pattern):
     with pytest.raises(error, match=f"(?s)^{pattern}"):

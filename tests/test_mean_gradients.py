@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,14 +24,6 @@ def loss(params, x):
 
 
 GRAD = jax.jit(jax.grad(loss))
-
-
-@pytest.fixture
-def as_users_have_it():
-    """Without the checks of annotations, which would answer first and in their own words."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @functools.cache

@@ -12,7 +12,6 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -935,15 +934,7 @@ ERRORS = {
 }
 
 
-@pytest.fixture
-def _as_users_have_it():
-    """Without the checks of annotations, which would answer first and in their own words."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.mark.usefixtures("_as_users_have_it")
+@pytest.mark.usefixtures("as_users_have_it")
 @pytest.mark.parametrize(("call", "error", "pattern"), ERRORS.values(), ids=ERRORS)
 def test_bad_call_says_what_is_wrong(call, error, pattern):
     with pytest.raises(error, match=f"(?s){pattern}") as info:

@@ -7,7 +7,6 @@ from pathlib import Path
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -925,21 +924,15 @@ ERRORS = {
 }
 
 
-@pytest.fixture
-def unchecked_types(monkeypatch):
-    """Errors are the library's own, not those of the type checker of these tests."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
 @pytest.mark.parametrize("case", ERRORS)
-def test_bad_penalty_says_what_is_wrong(case, unchecked_types):
+def test_bad_penalty_says_what_is_wrong(case, as_users_have_it):
     call, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
         call()
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_bad_penalty_is_refused_inside_a_jitted_function_too(case, unchecked_types):
+def test_bad_penalty_is_refused_inside_a_jitted_function_too(case, as_users_have_it):
     call, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
         jax.jit(lambda: call() and None)()

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -98,14 +97,6 @@ def saved(axes):
     file = io.BytesIO()
     axes.figure.savefig(file, format="png")
     return file.getvalue()
-
-
-@pytest.fixture
-def unchecked():
-    """Without beartype, as users have it."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")
@@ -393,7 +384,7 @@ def test_plots_without_matplotlib_say_how_to_install_it(monkeypatch):
         (lambda: plots.sensitivity(CURVES, axes=[1, 2]), r"`axes` must be axes .* got \[1, 2\]"),
     ],
 )
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("as_users_have_it")
 def test_bad_calls_say_what_is_wrong(call, message):
     with pytest.raises(TypeError, match=message):
         call()

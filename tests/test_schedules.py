@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -15,14 +14,6 @@ from sparsejax import schedules
 
 BEGIN, END = 7, 40
 STEPS = range(BEGIN + END + 20)
-
-
-@pytest.fixture
-def as_users_have_it():
-    """Without the checks of annotations, which would answer first and in their own words."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def progress(step, begin=BEGIN, end=END):

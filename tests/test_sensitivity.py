@@ -10,7 +10,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -72,14 +71,6 @@ def made(levels, losses, units, dense_loss=0.0):
 @pytest.fixture(scope="module")
 def measured():
     return quiet(quadratic, PARAMS, TWELFTHS, scores=COSTS)
-
-
-@pytest.fixture
-def unchecked():
-    """Without beartype, as users have it."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # Curves.
@@ -823,7 +814,7 @@ COST_1 = {"layer0": 1.0, "layer1": 1.0}
         (lambda: choose(lambda p: np.inf, PARAMS, max_loss_increase=1), ValueError, "got inf"),
     ],
 )
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("as_users_have_it")
 def test_bad_calls_say_what_is_wrong(call, error, message):
     with pytest.raises(error, match=message) as caught:
         call()

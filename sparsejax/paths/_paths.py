@@ -85,6 +85,7 @@ def strength_path(
     grid, form = _checked(fit, strengths, params, score, key, prunable)
     run = _opened(folder, "strength_path", {"begin": begin}, grid, form, data, key)
     fits: list[list[np.ndarray]] = []
+    zeros = []
     with _progress.bar(progress, "fits", len(grid)) as advance:
         for i, strength in enumerate(grid.tolist()):
             warm = fits[-1] if fits and begin == "previous" else form.arrays
@@ -95,8 +96,9 @@ def strength_path(
                 )
 
             fits.append(_run_folder.once(run, f"fit-{i:04}", form.arrays, fitted))
-            advance(_fit_done(strength, _fits.sparsity(form.filled(fits[-1]), prunable)))
-    return _assembled(grid, form, fits, data, score, prunable)
+            zeros.append(_fits.sparsity(form.filled(fits[-1]), prunable))
+            advance(_fit_done(strength, zeros[-1]))
+    return _assembled(grid, form, fits, zeros, data, score)
 
 
 def batched_path(
@@ -173,9 +175,10 @@ def batched_path(
     with _progress.bar(progress, "fits", len(grid)) as advance:
         columns = _run_folder.once(run, "fits", stacked, fitted)
         fits = [[x[i] for x in columns] for i in range(len(grid))]
-        for strength, arrays in zip(grid.tolist(), fits, strict=True):
-            advance(_fit_done(strength, _fits.sparsity(form.filled(arrays), prunable)))
-    return _assembled(grid, form, fits, data, score, prunable)
+        zeros = [_fits.sparsity(form.filled(arrays), prunable) for arrays in fits]
+        for strength, sparsity in zip(grid.tolist(), zeros, strict=True):
+            advance(_fit_done(strength, sparsity))
+    return _assembled(grid, form, fits, zeros, data, score)
 
 
 def _checked(
@@ -221,18 +224,18 @@ def _assembled(
     grid: np.ndarray,
     form: Form,
     fits: list[list[np.ndarray]],
+    zeros: list[float],
     data: Any,
     score: Score | None,
-    prunable: Filter,
 ) -> Path:
-    trees = [form.placed(arrays) for arrays in fits]
+    losses = [
+        np.nan if score is None else _fits.loss(score, form.placed(arrays), data) for arrays in fits
+    ]
     return Path(
         strengths=grid,
         params=form.filled([np.stack(column) for column in zip(*fits, strict=True)]),
-        sparsity=np.array([_fits.sparsity(tree, prunable) for tree in trees]),
-        loss=np.array(
-            [np.nan if score is None else _fits.loss(score, tree, data) for tree in trees]
-        ),
+        sparsity=np.array(zeros),
+        loss=np.array(losses),
     )
 
 

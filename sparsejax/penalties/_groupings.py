@@ -19,6 +19,7 @@ from sparsejax.granularities import Block, Channel
 # Newton's method on a concave function that is almost linear: rising, and soon at rest.
 _NEWTON_STEPS = 16
 _AT_REST = 1e-6
+# In units of a group's norm: what stands for r + sμ where both are 0.
 _LEAST = 1e-9
 
 
@@ -141,7 +142,8 @@ def factors_in_metric(
     regions. J. Moré and D. Sorensen, *Computing a trust region step*, SIAM J. Sci. Stat. Comput. 4
     (1983), https://doi.org/10.1137/0904038: 1/‖·‖ is concave in r and almost linear.
     """
-    size = grouping.spread(norms(grouping, leaves))
+    lengths = norms(grouping, leaves)
+    size = grouping.spread(lengths)
     mu = grouping.spread([jnp.asarray(t) for t in strengths])
     # In units of the group's norm; a step size of 0 leaves a little, to divide by.
     units = [_over(v, n) for v, n in zip(leaves, size, strict=True)]
@@ -166,7 +168,7 @@ def factors_in_metric(
         moves = [jnp.any(x - y > _AT_REST * x) for x, y in zip(new, r, strict=True)]
         return step + 1, new, jnp.any(jnp.stack(moves))
 
-    zero = [jnp.zeros_like(x) for x in grouping.sums(leaves)]
+    zero = [jnp.zeros_like(x) for x in lengths]
     # Where the sum is at most 1 at r = 0, the group ends at zero; else r = 0 is left of the root.
     dead = [f <= 1 for f in sums(2, zero)]
     _, r, _ = lax.while_loop(

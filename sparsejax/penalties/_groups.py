@@ -158,7 +158,8 @@ def group_lasso(
 
     Works with every transform. Under `penalized` give groups a learning rate that decays: near zero
     the penalty of a group curves like λ/‖w_g‖, and at a constant rate plain SGD may circle there;
-    `proximal` in the optimizer's metric does not. Cost: two to three reads a call.
+    `proximal` in the optimizer's metric does not. Cost: two to three reads a call. Groups across
+    leaves gather and scatter: not on a mesh of explicit axes, put them on automatic ones.
 
     Args:
       strength: λ ≥ 0, a number or a schedule.
@@ -170,8 +171,6 @@ def group_lasso(
         of different sizes are treated alike.
       prunable: which leaves are penalized; `None`: the weights, or with a tree of groups every leaf
         that has one.
-
-    Groups across leaves gather and scatter: on a mesh of explicit axes, put them on automatic ones.
 
     Returns:
       A penalty.
