@@ -96,6 +96,34 @@ def check_shapes(name: str, tree: Any, params: Any) -> None:
             _checks.same_shape(name, path, leaf, "params", like)
 
 
+class Counterparts:
+    """Which leaf of a tree a leaf of another one stands for: momentum for a parameter, say.
+
+    Trees such as an optimizer's state hold whole copies of the tree, or of one of its branches, at
+    some depth: a leaf stands for the one whose path, with or without its first word (`params`), its
+    own path ends in.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._places: dict[KeyPath, list[int]] = {}
+        for place, path in enumerate(paths):
+            words = _split(path)
+            for tail in {words, words[1:]} if len(words) > 1 else {words}:
+                self._places.setdefault(tail, []).append(place)
+
+    def find(self, path: str) -> list[int]:
+        """The places of all leaves that one may stand for, by the longest end of its path."""
+        words = _split(path)
+        for start in range(len(words) + 1):
+            if words[start:] in self._places:
+                return self._places[words[start:]]
+        return []
+
+
+def _split(path: str) -> KeyPath:
+    return () if path == "." else tuple(path.split("."))
+
+
 def display(key: KeyPath) -> str:
     """A path as people write it; the root of a bare array is `.`."""
     return ".".join(key) or "."

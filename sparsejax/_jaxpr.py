@@ -1,0 +1,81 @@
+"""Walking and re-evaluating jaxprs: what `dependency` and `shrinking.replay` share."""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+
+# Frames inside these say nothing about whose code an equation is.
+_LIBRARIES = ("jax", "flax", "haiku", "equinox", "optax", "einops", "jaxtyping", "contextlib.py")
+
+
+def literal(atom: Any) -> bool:
+    """Whether an equation's operand is written into it."""
+    return isinstance(atom, core.Literal)
+
+
+def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and the values of its constants, whether closed over or not."""
+    return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, ())
+
+
+def live(jaxpr: Any) -> list[tuple[int, Any]]:
+    """The equations that an output or an effect needs, numbered by their place."""
+    needed = {atom for atom in jaxpr.outvars if not literal(atom)}
+    found = []
+    for place, eqn in reversed(list(enumerate(jaxpr.eqns))):
+        if eqn.effects or not needed.isdisjoint(eqn.outvars):
+            needed.update(atom for atom in eqn.invars if not literal(atom))
+            found.append((place, eqn))
+    return found[::-1]
+
+
+def bind(eqn: Any, values: Sequence[Any], **changed: Any) -> list[Any]:
+    """Evaluates an equation on other values, perhaps with some of its parameters changed."""
+    params = eqn.primitive.get_bind_params(dict(eqn.params, **changed))
+    # jax 0.10.2 returns the functions among the parameters, other releases beside them.
+    functions, params = params if isinstance(params, tuple) else ((), params)
+    with contextlib.ExitStack() as stack:
+        if hasattr(eqn, "ctx"):
+            stack.enter_context(eqn.ctx.manager)
+        answer = eqn.primitive.bind(*functions, *values, **params)
+    return list(answer) if eqn.primitive.multiple_results else [answer]
+
+
+def function_of(eqn: Any) -> Callable[..., list[Any]]:
+    """One equation as a function of its operands."""
+    return lambda *values: bind(eqn, values)
+
+
+def where(eqn: Any) -> str:
+    """The primitive of an equation and the line of the user's code that asked for it."""
+    name = eqn.primitive.name
+    line = _line(eqn.source_info.traceback)
+    return f"{name} at {line}" if line else name
+
+
+def _line(traceback: Any) -> str:
+    frames = traceback.frames if traceback is not None else []
+    outside = [f for f in frames if os.path.isabs(f.file_name)]
+    own = next((f for f in outside if not _is_library(f.file_name)), None)
+    # The whole call was a library's: the innermost frame that is not JAX's.
+    frame = own or next((f for f in outside if "jax" not in f.file_name.split(os.sep)), None)
+    if frame is None:
+        return ""
+    return f"{os.path.basename(frame.file_name)}:{frame.line_num} ({frame.function_name})"
+
+
+def _is_library(file_name: str) -> bool:
+    parts = file_name.split(os.sep)
+    return any(name in parts for name in _LIBRARIES) or file_name.startswith(_HERE)
+
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def abstract(aval: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an operand, as arguments of `jax.make_jaxpr`."""
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)

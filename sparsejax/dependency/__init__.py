@@ -1,0 +1,21 @@
+"""Which indices of which axes of which variables are removed together: read from the jaxpr."""
+
+from sparsejax.dependency import _control, _entrywise, _indexing, _products, _shapes
+from sparsejax.dependency._groups import Group, Groups, Locked, Member
+from sparsejax.dependency._rules import Rule
+from sparsejax.dependency._trace import trace
+from sparsejax.dependency._units import dead_units, labels, unit_scores
+
+__all__ = [
+    "Group",
+    "Groups",
+    "Locked",
+    "Member",
+    "Rule",
+    "dead_units",
+    "labels",
+    "trace",
+    "unit_scores",
+]
+
+del _control, _entrywise, _indexing, _products, _shapes

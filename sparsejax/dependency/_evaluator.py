@@ -1,0 +1,174 @@
+"""A jaxpr evaluated at smaller sizes: every axis has only the indices that are kept."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sparsejax import _jaxpr
+from sparsejax.dependency._labels import Labels
+from sparsejax.dependency._tracer import Frame, Tracer
+from sparsejax.dependency._values import Axis, Value
+
+
+class Kept:
+    """Which indices of every axis stay, once some atoms are removed."""
+
+    def __init__(self, labels: Labels, removed: np.ndarray, kept: np.ndarray) -> None:
+        self._labels, self._removed, self._kept = labels, removed, kept
+        self._masks: dict[int, tuple[Any, np.ndarray | None]] = {}
+
+    def mask(self, labels: np.ndarray | None) -> np.ndarray | None:
+        """(size,) which indices stay; None where all do."""
+        if labels is None:
+            return None
+        found = self._masks.get(id(labels))
+        if found is None:
+            gone = np.isin(self._labels.atoms(labels), self._removed).any(1)
+            found = self._masks[id(labels)] = (labels, ~gone if gone.any() else None)
+        return found[1]
+
+    def again(self) -> "Kept":
+        """The same after more labels have met; refuses what now contradicts itself."""
+        resolved = self._labels.resolve()
+        removed = np.unique(self._labels.atoms(self._removed))
+        kept = np.unique(self._labels.atoms(self._kept))
+        locked = removed[resolved.marked("locked", removed)]
+        if np.isin(removed, kept).any() or locked.size:
+            why = resolved.why("locked", int(locked[0])) if locked.size else "units meet in it"
+            raise NotImplementedError(
+                "a derivative rule (custom_jvp, custom_vjp) of the function cannot be evaluated at "
+                f"smaller sizes: {why}."
+            )
+        return Kept(self._labels, removed, kept)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One equation that is evaluated at smaller sizes."""
+
+    evaluator: "Evaluator"
+    frame: Frame
+    place: int
+
+    def kept(self, atom: Any, axis: int) -> np.ndarray:
+        """(size,) which indices of an axis of a value stay."""
+        labels = self.frame.labels[atom][axis] if not _jaxpr.literal(atom) else None
+        mask = self.evaluator.keeps.mask(labels)
+        return np.ones(atom.aval.shape[axis], bool) if mask is None else mask
+
+    def shape(self, atom: Any) -> tuple[int, ...]:
+        """The smaller shape of a value."""
+        return tuple(int(self.kept(atom, i).sum()) for i in range(len(atom.aval.shape)))
+
+    def cut(self, atom: Any, array: Any) -> Any:
+        """What stays of a value that was made at full size."""
+        for axis in range(len(atom.aval.shape)):
+            mask = self.kept(atom, axis)
+            if not mask.all():
+                array = take(array, np.flatnonzero(mask), axis)
+        return array
+
+    def inner(self) -> tuple[Frame, ...]:
+        """The frames of the jaxprs that the equation calls."""
+        return self.frame.inner[self.place]
+
+    def call(self, frame: Frame, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
+        """Evaluates a jaxpr that the equation calls."""
+        open_, consts = _jaxpr.opened(jaxpr)
+        return self.evaluator.run(frame, open_, consts, args)
+
+    def touched(self) -> bool:
+        """Whether anything in the equation is smaller than it was."""
+        return any(self.evaluator.touched(frame) for frame in self.inner())
+
+    def derived(self, function: Callable[..., Any], avals: Sequence[Any], rows: Sequence[Any]) -> Any:
+        """A function of full-size arrays, as one of smaller ones.
+
+        `rows[i]` is the operand of this equation whose axes those of the i-th argument are.
+        """
+        traced = jax.make_jaxpr(function)(*avals)
+        tracer = self.evaluator.tracer
+        frame = Frame()
+        args = [self._value(atom) for atom in rows]
+        consts = [tracer.constant(array) for array in traced.consts]
+        tracer.run(frame, traced.jaxpr, consts, args)
+        inner = Evaluator(tracer, self.evaluator.keeps.again(), self.evaluator.rules)
+        return lambda *arrays: inner.run(frame, traced.jaxpr, traced.consts, arrays)
+
+    def _value(self, atom: Any) -> Value:
+        shape = atom.aval.shape
+        labels = (None,) * len(shape) if _jaxpr.literal(atom) else self.frame.labels[atom]
+        rows = zip(shape, labels, strict=True)
+        return Value(tuple(Axis(n, found, np.zeros(n, bool)) for n, found in rows))
+
+
+Rules = Callable[[Any], Any]
+
+
+class Evaluator:
+    """Evaluates traced jaxprs with some units removed."""
+
+    def __init__(self, tracer: Tracer, keeps: Kept, rules: Rules) -> None:
+        self.tracer, self.keeps, self.rules = tracer, keeps, rules
+        self._touched: dict[int, tuple[Frame, bool]] = {}
+
+    def run(
+        self, frame: Frame, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]
+    ) -> list[Any]:
+        """The outputs of an open jaxpr on smaller arguments; constants have full size."""
+        env: dict[Any, Any] = dict(zip(jaxpr.invars, args, strict=True))
+        whole = Evaluation(self, frame, -1)
+        for atom, array in zip(jaxpr.constvars, consts, strict=True):
+            env[atom] = whole.cut(atom, array)
+
+        def read(atom: Any) -> Any:
+            return atom.val if _jaxpr.literal(atom) else env[atom]
+
+        for place, eqn in _jaxpr.live(jaxpr):
+            evaluation = Evaluation(self, frame, place)
+            if place in frame.constants:
+                rows = zip(eqn.outvars, frame.constants[place], strict=True)
+                answers = [jnp.asarray(evaluation.cut(atom, array)) for atom, array in rows]
+            else:
+                rule = self.rules(eqn)
+                evaluate = as_it_is if rule is None else rule.evaluate
+                answers = evaluate(evaluation, eqn, [read(atom) for atom in eqn.invars])
+            env.update(zip(eqn.outvars, answers, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def touched(self, frame: Frame) -> bool:
+        """Whether anything in a call is smaller than it was."""
+        found = self._touched.get(id(frame))
+        if found is None:
+            own = any(
+                self.keeps.mask(labels) is not None
+                for axes in frame.labels.values()
+                for labels in axes
+            )
+            inner = (f for frames in frame.inner.values() for f in frames)
+            found = self._touched[id(frame)] = (frame, own or any(map(self.touched, inner)))
+        return found[1]
+
+
+def as_it_is(evaluation: Evaluation, eqn: Any, arrays: list[Any]) -> list[Any]:
+    """The primitive with the same parameters."""
+    del evaluation
+    return _jaxpr.bind(eqn, arrays)
+
+
+def take(array: Any, index: np.ndarray, axis: int) -> Any:
+    """Rising indices of an axis: by a slice where they are in step, else by a gather."""
+    steps = np.unique(np.diff(index))
+    if isinstance(array, np.ndarray):
+        return np.take(array, index, axis)
+    if len(index) == 0 or len(steps) > 1:
+        return jnp.take(array, index, axis)
+    step = int(steps[0]) if len(steps) else 1
+    if step < 1:
+        return jnp.take(array, index, axis)
+    return lax.slice_in_dim(array, int(index[0]), int(index[-1]) + 1, step, axis)

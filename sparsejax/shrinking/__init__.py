@@ -1,0 +1,8 @@
+"""Smaller networks: a plan of what goes, carried out, undone, and any function at its sizes."""
+
+from sparsejax.shrinking._choosing import plan
+from sparsejax.shrinking._cutting import expand, masks, shrink
+from sparsejax.shrinking._plan import Cut, Plan
+from sparsejax.shrinking._replay import replay
+
+__all__ = ["Cut", "Plan", "expand", "masks", "plan", "replay", "shrink"]
