@@ -50,14 +50,9 @@ def function_of(eqn: Any) -> Callable[..., list[Any]]:
     return lambda *values: bind(eqn, values)
 
 
-def where(eqn: Any) -> str:
-    """The primitive of an equation and the line of the user's code that asked for it."""
-    name = eqn.primitive.name
-    line = _line(eqn.source_info.traceback)
-    return f"{name} at {line}" if line else name
-
-
-def _line(traceback: Any) -> str:
+def line(eqn: Any) -> str:
+    """The line of the user's code that asked for an equation, or an empty string."""
+    traceback = eqn.source_info.traceback
     frames = traceback.frames if traceback is not None else []
     outside = [f for f in frames if os.path.isabs(f.file_name)]
     own = next((f for f in outside if not _is_library(f.file_name)), None)

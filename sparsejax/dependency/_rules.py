@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from sparsejax import _checks, _jaxpr
+from sparsejax import _checks
 from sparsejax.dependency._evaluator import Evaluation, as_it_is
 from sparsejax.dependency._tracer import Step
 from sparsejax.dependency._values import Value
@@ -54,4 +54,4 @@ def body(eqn: Any) -> Any:
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in eqn.params:
             return eqn.params[name]
-    raise ValueError(f"{_jaxpr.where(eqn)} calls no jaxpr.")
+    raise ValueError(f"{eqn.primitive.name} calls no jaxpr.")

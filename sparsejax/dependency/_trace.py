@@ -160,14 +160,12 @@ class _Answer:
             for d, axis in enumerate(value.axes)
             if axis.labels is not None
         }
-        everything = np.concatenate([np.empty(0, np.int64), *map(np.ravel, self._columns.values())])
-        atoms = np.unique(everything[everything >= 0])
-        unused = [
-            self._columns[key].ravel() for key in self._columns if key[0] not in traced.used
-        ]
-        self._unused = set(np.concatenate([np.empty(0, np.int64), *unused]).tolist())
-        free = atoms[~self._resolved.marked("locked", atoms)]
-        self._free = free[~np.isin(free, list(self._unused))]
+        nothing = np.empty(0, np.int64)
+        columns = [self._columns[key] for key in self._columns if key[0] in traced.used]
+        used = np.unique(np.concatenate([nothing, *map(np.ravel, columns)]))
+        used = used[used >= 0]
+        self._used = set(used.tolist())
+        self._free = used[~self._resolved.marked("locked", used)]
 
     def groups(self) -> Groups:
         kinds = self._kinds()
@@ -294,7 +292,7 @@ class _Answer:
                 yield Locked(self._traced.flat.paths[leaf], axis, np.array(indices), why)
 
     def _why(self, atoms: list[int]) -> str:
-        if any(a in self._unused for a in atoms):
+        if not any(a in self._used for a in atoms):
             return "the function does not use it"
         found = (self._resolved.why("locked", a) for a in atoms if a >= 0)
         return next((w for w in found if w is not None), "all its indices go together, as one unit")

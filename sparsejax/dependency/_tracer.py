@@ -54,6 +54,8 @@ class Tracer:
         self.consumed: set[tuple[int, int]] = set()
         self.produced: set[tuple[int, int]] = set()
         self.unknown: dict[str, str] = {}
+        # Of the call that is being traced: JAX keeps no lines in some of what it caches.
+        self.line = ""
         self._rules = rules
 
     def run(self, frame: Frame, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]) -> Any:
@@ -109,7 +111,8 @@ class Step:
     @property
     def where(self) -> str:
         """The primitive and the line of the user's code, for reasons."""
-        return _jaxpr.where(self.eqn)
+        line = _jaxpr.line(self.eqn) or self.tracer.line
+        return f"{self.eqn.primitive.name} at {line}" if line else str(self.eqn.primitive.name)
 
     def outputs(self, rule: Rule | None, values: list[Value]) -> list[Value]:
         """What the equation makes of its operands."""
@@ -162,7 +165,10 @@ class Step:
                 made.append(dataclasses.replace(value, axes=axes))
         else:
             made = [self.tracer.constant(array) for array in consts]
+        before = self.tracer.line
+        self.tracer.line = _jaxpr.line(self.eqn) or before
         outputs: list[Value] = self.tracer.run(frame, open_, made, args)
+        self.tracer.line = before
         return outputs
 
     def lock(self, axis: Axis, why: str) -> None:
