@@ -6,6 +6,7 @@ The verbs people type first are re-exported; `models` (NNX) and `datasets` are i
 from sparsejax import (
     allocation,
     criteria,
+    dependency,
     dynamic,
     filters,
     granularities,
@@ -18,6 +19,7 @@ from sparsejax import (
     schedules,
     selection,
     sensitivity,
+    shrinking,
     transforms,
 )
 from sparsejax.masking import apply_masks, prune_masks, prune_tree
@@ -36,6 +38,7 @@ __all__ = [
     "allocation",
     "apply_masks",
     "criteria",
+    "dependency",
     "dynamic",
     "elastic_net_prox",
     "filters",
@@ -56,5 +59,6 @@ __all__ = [
     "schedules",
     "selection",
     "sensitivity",
+    "shrinking",
     "transforms",
 ]

@@ -108,16 +108,25 @@ class Counterparts:
         self._places: dict[KeyPath, list[int]] = {}
         for place, path in enumerate(paths):
             words = _split(path)
-            for tail in {words, words[1:]} if len(words) > 1 else {words}:
-                self._places.setdefault(tail, []).append(place)
+            self._places.setdefault(words, []).append(place)
+            if _named(words[1:]):
+                self._places.setdefault(words[1:], []).append(place)
 
-    def find(self, path: str) -> list[int]:
-        """The places of all leaves that one may stand for, by the longest end of its path."""
+    def find(self, path: str, *, named: bool = False) -> list[int]:
+        """The places of all leaves that one may stand for, by the longest end of its path.
+
+        With `named`, numbers alone, which are places in a tuple, are no such end.
+        """
         words = _split(path)
         for start in range(len(words) + 1):
-            if words[start:] in self._places:
-                return self._places[words[start:]]
+            tail = words[start:]
+            if tail in self._places and (_named(tail) or not named):
+                return self._places[tail]
         return []
+
+
+def _named(words: KeyPath) -> bool:
+    return not all(word.isdigit() for word in words)
 
 
 def _split(path: str) -> KeyPath:

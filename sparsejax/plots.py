@@ -1,4 +1,4 @@
-"""Figures: what was measured to choose a strength or a sparsity, as pictures.
+"""Figures: what was measured to choose a strength or a sparsity, and coupled axes, as pictures.
 
 Every function draws into the axes it is given, or else into a new `matplotlib.figure.Figure`, and
 returns the axes; `axes.figure.savefig("path.png")` writes a file. Nothing here touches pyplot, so
@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from sparsejax import _leaves, _tree, filters
+from sparsejax import _group_plot, _leaves, _tree, filters
 from sparsejax._typing import Filter
+from sparsejax.dependency import Groups
 from sparsejax.paths import CrossValidation, Path
 from sparsejax.sensitivity import Curves
+from sparsejax.shrinking import Plan
 
 # Of the color cycle for all: as many as people tell apart.
 _COLORS = 10
@@ -224,10 +226,84 @@ def sensitivity(curves: Curves, *, axes: Any = None) -> Any:
     return axes
 
 
-def _axes(axes: Any) -> Any:
+def groups(groups: Groups, plan: Plan | None = None, *, axes: Any = None) -> Any:
+    """Draws which axes of which kernels are coupled, and what a plan removes of them.
+
+    A row is a kernel (a leaf of two axes or more), in the order of use. To the left of the middle
+    is a bar for each axis that reads units, to the right for each that produces them, as long as
+    it has indices. A color is a group: all that has it is cut together; in the middle its bars are
+    joined by a line, so that a residual stream is a long one. Gray is locked. What the plan removes
+    is pale: the very indices, or, if an axis has more than 128, their share. Biases and scales have
+    no row; the legend counts them, as vectors.
+
+    Windows of convolutions are not drawn. The longest bar is the longest axis that can be cut;
+    one that cannot and is longer is torn. Only the first 40 kernels are drawn, and how many more
+    there are is written below; likewise 30 groups of the legend. More than 9 groups share no color
+    either, but some are similar.
+
+    Args:
+      groups: what `dependency.trace` returned.
+      plan: what `shrinking.plan` made of them; by default none, and nothing is pale.
+      axes: where to draw, of matplotlib; by default in a new figure, as high as the rows need.
+
+    Returns:
+      The axes.
+
+    Raises:
+      TypeError: if `groups`, `plan` or `axes` are of another kind.
+      ValueError: if the plan is of other groups.
+      ImportError: if matplotlib is not installed.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from sparsejax import criteria, dependency, plots, shrinking
+      >>> def mlp(params, x):
+      ...     return jax.nn.relu(x @ params["in"]) @ params["out"]
+      >>> params = {"in": jnp.arange(24.0).reshape(3, 8), "out": jnp.ones((8, 2))}
+      >>> groups = dependency.trace(mlp, params, jnp.ones((1, 3)))
+      >>> plan = shrinking.plan(groups, criteria.magnitude(params), sparsity=0.5)
+      >>> axes = plots.groups(groups, plan)
+      >>> [tick.get_text() for tick in axes.get_yticklabels()]
+      ['in', 'out']
+      >>> axes.get_legend().get_texts()[0].get_text()
+      'in: 8 → 4 units'
+    """
+    if not isinstance(groups, Groups):
+        raise TypeError(
+            f"`groups` must be what dependency.trace returns, got {_leaves.brief(groups)}."
+        )
+    if plan is not None:
+        _check_plan(plan, groups)
+    rows = _group_plot.rows(groups, plan)
+    axes = _axes(axes, _group_plot.size(rows))
+    _group_plot.draw(axes, rows, groups, plan)
+    return axes
+
+
+def _check_plan(plan: Any, groups: Groups) -> None:
+    if not isinstance(plan, Plan):
+        raise TypeError(f"`plan` must be what shrinking.plan returns, got {_leaves.brief(plan)}.")
+    for what, ours, theirs in (
+        ("group", {g.name: g.size for g in groups.values()}, plan.sizes),
+        (
+            "leaf",
+            {x.path: x.shape for x in groups.leaves},
+            {n: c.shape for n, c in plan.leaves.items()},
+        ),
+    ):
+        for name in [*ours, *theirs]:
+            mine, its = ours.get(name), theirs.get(name)
+            if mine != its:
+                raise ValueError(
+                    f"`plan` must be of these groups: {what} {name!r} has size {mine} here and "
+                    f"{its} in the plan; make it with shrinking.plan(groups, ...)."
+                )
+
+
+def _axes(axes: Any, size: tuple[float, float] = (7.2, 4.6)) -> Any:
     """The axes to draw in, without a frame above and to the right."""
     if axes is None:
-        axes = _new_axes()
+        axes = _new_axes(size)
     elif not callable(getattr(axes, "plot", None)):
         raise TypeError(
             f"`axes` must be axes of matplotlib, got {_leaves.brief(axes)}; of several take one."
@@ -238,14 +314,14 @@ def _axes(axes: Any) -> Any:
     return axes
 
 
-def _new_axes() -> Any:
+def _new_axes(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             "`sparsejax.plots` needs matplotlib: pip install 'sparsejax[examples]'."
         ) from error
-    return Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained").subplots()
+    return Figure(figsize=size, dpi=150, layout="constrained").subplots()
 
 
 def _coefficients(path: Path, prunable: Filter) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from sparsejax.dependency import _control, _entrywise, _indexing, _products, _shapes
 from sparsejax.dependency._groups import Group, Groups, Locked, Member
-from sparsejax.dependency._rules import Rule
+from sparsejax.dependency._rules import Rule, add_rule
 from sparsejax.dependency._trace import trace
 from sparsejax.dependency._units import dead_units, labels, unit_scores
 
@@ -12,6 +12,7 @@ __all__ = [
     "Locked",
     "Member",
     "Rule",
+    "add_rule",
     "dead_units",
     "labels",
     "trace",

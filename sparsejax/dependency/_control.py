@@ -120,7 +120,7 @@ def _scan(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
     rows = []
     for value in xs:
         step.lock(value.axes[0], f"{step.where} runs over it")
-        rows.append(dataclasses.replace(value, axes=value.axes[1:], known=_scalar(value)))
+        rows.append(dataclasses.replace(value, axes=value.axes[1:], known=value.uniform))
 
     def turn(carry: list[Value]) -> tuple[list[Value], list[Value]]:
         outs = step.call(frame, params["jaxpr"], [*consts, *carry, *rows])
@@ -129,10 +129,6 @@ def _scan(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
     carry, ys = _settled(step, carry, turn)
     length = fixed(params["length"], f"{step.where} runs over it")
     return [*carry, *(Value((length, *y.axes)) for y in ys)]
-
-
-def _scalar(value: Value) -> np.ndarray | None:
-    return value.known if np.shape(value.known) == () else None
 
 
 def _parted(items: Sequence[Any], *counts: int) -> list[list[Any]]:
@@ -155,9 +151,7 @@ def _settled(
         if all(map(_same, carry, new)):
             return new, others
         carry = new
-    carry = [
-        Value(tuple(a.with_zero(False) for a in value.axes)) for value in carry
-    ]
+    carry = [Value(tuple(a.with_zero(False) for a in value.axes)) for value in carry]
     return carry, turn(carry)[1]
 
 
@@ -243,9 +237,7 @@ _rules.add(
 )
 _rules.add(_rules.Rule(_call, _if_touched(_rematerialized)), "remat2", "checkpoint", "remat")
 _rules.add(_rules.Rule(_call, _if_touched(_custom_jvp)), "custom_jvp_call")
-_rules.add(
-    _rules.Rule(_call, _if_touched(_custom_vjp)), "custom_vjp_call", "custom_vjp_call_jaxpr"
-)
+_rules.add(_rules.Rule(_call, _if_touched(_custom_vjp)), "custom_vjp_call", "custom_vjp_call_jaxpr")
 _rules.add(_rules.Rule(_scan, _if_touched(_smaller_scan)), "scan")
 _rules.add(_rules.Rule(_while, _if_touched(_smaller_while)), "while")
 _rules.add(_rules.Rule(_cond, _if_touched(_smaller_cond)), "cond")

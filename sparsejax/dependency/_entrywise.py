@@ -12,15 +12,17 @@ from sparsejax.dependency._evaluator import Evaluation
 from sparsejax.dependency._tracer import Step
 from sparsejax.dependency._values import Axis, Value, fixed
 
-_ENTRYWISE = """
+_ENTRYWISE = tuple(
+    """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
 clz complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp
 exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le le_to lgamma log log1p logistic
 lt lt_to max min mul mulhi ne neg nextafter not or polygamma population_count pow real
 reduce_precision regularized_incomplete_beta rem round rsqrt select_n sharding_constraint
 shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
-tan tanh xor bitcast_convert_type zeta optimization_barrier_entry name device_put
-""".split()
+tan tanh xor bitcast_convert_type zeta name device_put
+""".split()  # noqa: SIM905
+)
 
 # Sums of what is removed: nothing, where it is zero.
 _SUMS = ("reduce_sum", "reduce_or", "reduce_xor")
@@ -44,7 +46,11 @@ def _entrywise(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
         for value, yes in zip(values, along, strict=True):
             if value.axes and not yes:
                 step.lock(value.axes[d], f"{step.where} repeats it")
-        zero = _zeros(eqn, values, [v.axes[d].zero if yes else None for v, yes in zip(values, along, strict=True)])
+        zero = _zeros(
+            eqn,
+            values,
+            [v.axes[d].zero if yes else None for v, yes in zip(values, along, strict=True)],
+        )
         axes.append(step.unify(*columns).with_zero(zero))
     if not weight:
         for value in values:
@@ -75,7 +81,7 @@ def _number(value: Value, zero: bool) -> Any:
     """The one number that a value has at an index, None where it is not known."""
     if zero:
         return 0
-    return value.known if value.known is not None and value.known.shape == () else None
+    return value.uniform
 
 
 def _is_zero(eqn: Any, numbers: Sequence[Any]) -> bool:
@@ -128,8 +134,8 @@ def _reduction(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
         why = f"a mean would divide by its size: {step.where}"
         step.tracer.labels.mark("rerun", axis.labels, why)
     axes = tuple(axis for d, axis in enumerate(value.axes) if d not in eqn.params["axes"])
-    known = value.known if eqn.primitive.name in ("reduce_max", "reduce_min") else None
-    return [Value(axes, value.weight, known if np.shape(known) == () else None)]
+    known = value.uniform if eqn.primitive.name in ("reduce_max", "reduce_min") else None
+    return [Value(axes, value.weight, known)]
 
 
 def _arg_reduction(step: Step, eqn: Any, values: list[Value]) -> list[Value]:

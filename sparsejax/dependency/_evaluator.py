@@ -26,11 +26,11 @@ class Kept:
         """(size,) which indices stay; None where all do."""
         if labels is None:
             return None
-        found = self._masks.get(id(labels))
-        if found is None:
-            gone = np.isin(self._labels.atoms(labels), self._removed).any(1)
-            found = self._masks[id(labels)] = (labels, ~gone if gone.any() else None)
-        return found[1]
+        if id(labels) not in self._masks:
+            stay = ~np.isin(self._labels.atoms(labels), self._removed).any(1)
+            # The labels are held, too, so that no others get their id.
+            self._masks[id(labels)] = (labels, None if stay.all() else np.asarray(stay))
+        return self._masks[id(labels)][1]
 
     def again(self) -> "Kept":
         """The same after more labels have met; refuses what now contradicts itself."""
@@ -86,7 +86,9 @@ class Evaluation:
         """Whether anything in the equation is smaller than it was."""
         return any(self.evaluator.touched(frame) for frame in self.inner())
 
-    def derived(self, function: Callable[..., Any], avals: Sequence[Any], rows: Sequence[Any]) -> Any:
+    def derived(
+        self, function: Callable[..., Any], avals: Sequence[Any], rows: Sequence[Any]
+    ) -> Any:
         """A function of full-size arrays, as one of smaller ones.
 
         `rows[i]` is the operand of this equation whose axes those of the i-th argument are.

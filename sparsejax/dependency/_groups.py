@@ -103,13 +103,17 @@ class Product:
     factor: int
     extents: tuple[Extent, ...]
 
+    @property
+    def full(self) -> int:
+        """The cost when nothing is removed."""
+        return self.factor * math.prod(e.size for e in self.extents)
+
     def of_each(self, units: int) -> np.ndarray:
         """(units,) how much less it is without each unit."""
-        full = self.factor * math.prod(e.size for e in self.extents)
         left = np.full(units, float(self.factor))
         for extent in self.extents:
             left = left * (extent.size - extent.counts(units))
-        return full - left
+        return self.full - left
 
     def without(self, removed: np.ndarray) -> int:
         """The cost when some units are removed."""
@@ -187,7 +191,9 @@ class Groups(Mapping[str, Group]):
         return sum(cost.without(removed) for cost in self._costs)
 
     def __str__(self) -> str:
-        rows = [("group", "units", "params each", "FLOPs each", "exact", "members")]
+        rows: list[tuple[str, ...]] = [
+            ("group", "units", "params each", "FLOPs each", "exact", "members")
+        ]
         for group in self.values():
             members = ", ".join(
                 f"{m.path}[{m.axis}]" + (f"x{m.indices.shape[1]}" if m.indices.shape[1] > 1 else "")

@@ -29,6 +29,11 @@ class Labels:
         self._used = 0
         self._dimensions = 0
 
+    @property
+    def count(self) -> int:
+        """How many labels there are."""
+        return self._used
+
     def fresh(self, count: int) -> np.ndarray:
         """New labels for the indices of one axis."""
         start, self._used = self._used, self._used + count

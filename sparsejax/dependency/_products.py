@@ -33,7 +33,9 @@ def _dot_general(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
         for value, batch in ((left, left_batch), (right, right_batch)):
             step.produce(value, [value.axes[d] for d in batch])
         out = [Axis(a.size, a.labels, a.zero, why=a.why) for a in out]
-    summed = [_either(left.axes[i], right.axes[j]) for i, j in zip(left_sum, right_sum, strict=True)]
+    summed = [
+        _either(left.axes[i], right.axes[j]) for i, j in zip(left_sum, right_sum, strict=True)
+    ]
     step.frame.operations[step.place] = _operations([*out, *summed])
     return [Value(tuple(out), all(weights))]
 

@@ -1,10 +1,10 @@
-"""The table of rules: what each primitive does to axes, and how it is evaluated at smaller sizes."""
+"""The table of rules: what each primitive does to axes, and how it runs at smaller sizes."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from sparsejax import _checks
+from sparsejax import _checks, _leaves
 from sparsejax.dependency._evaluator import Evaluation, as_it_is
 from sparsejax.dependency._tracer import Step
 from sparsejax.dependency._values import Value
@@ -37,6 +37,32 @@ class Rule:
 
 
 RULES: dict[str, Rule] = {}
+
+
+def add_rule(primitive: str, rule: Rule) -> None:
+    """Teaches the trace one more primitive, or another rule for one that it knows.
+
+    It holds for the whole process. A primitive without a rule locks whatever it touches, and
+    `Groups.unknown` names it.
+
+    Args:
+      primitive: the name that a jaxpr prints, such as `dot_general`.
+      rule: how it treats axes.
+
+    Raises:
+      TypeError: if `primitive` is no string, or `rule` no Rule.
+
+    Example:
+      >>> from sparsejax import dependency
+      >>> entry_by_entry = dependency.Rule(lambda step, eqn, values: list(values))
+      >>> dependency.add_rule("my_activation", entry_by_entry)
+    """
+    if not isinstance(primitive, str) or not isinstance(rule, Rule):
+        raise TypeError(
+            "`add_rule` needs a primitive's name and a dependency.Rule, got "
+            f"{_leaves.brief(primitive)} and {_leaves.brief(rule)}."
+        )
+    add(rule, primitive)
 
 
 def add(rule: Rule, *names: str) -> None:

@@ -15,8 +15,7 @@ from sparsejax.dependency._values import Axis, Value, fixed
 
 def _passed(value: Value, axes: Sequence[Axis]) -> list[Value]:
     """A value of other axes: as much a weight, and the same number everywhere if it was."""
-    known = value.known if np.shape(value.known) == () else None
-    return [Value(tuple(axes), value.weight, known)]
+    return [Value(tuple(axes), value.weight, value.uniform)]
 
 
 def _transpose(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
@@ -42,7 +41,7 @@ def _squeeze(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
 def _broadcast(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
     value, shape = values[0], eqn.params["shape"]
     to = {d: value.axes[i] for i, d in enumerate(eqn.params["broadcast_dimensions"])}
-    nothing = value.known is not None and value.known.shape == () and bool(value.known == 0)
+    nothing = value.uniform is not None and bool(value.uniform == 0)
     axes = []
     for d, size in enumerate(shape):
         axis = to.get(d)
@@ -147,8 +146,8 @@ def _smaller_split(evaluation: Evaluation, eqn: Any, arrays: list[Any]) -> list[
 
 def _joined(values: Sequence[Value], axes: Sequence[Axis]) -> list[Value]:
     """A value made of several."""
-    numbers = [v.known for v in values]
-    same = all(np.shape(x) == () and x is not None and x == numbers[0] for x in numbers)
+    numbers = [v.uniform for v in values]
+    same = all(x is not None and x == numbers[0] for x in numbers)
     return [Value(tuple(axes), all(v.weight for v in values), numbers[0] if same else None)]
 
 

@@ -109,14 +109,15 @@ def traced_function(apply_fn: Callable[..., Any], variables: Any, inputs: Any) -
     found = tracer.run(frame, closed.jaxpr, consts, [*values, *rest])
     counterparts = _tree.Counterparts(flat.paths)
     for path, value in zip(outputs.paths, found, strict=True):
-        fits = [i for i in counterparts.find(path) if values[i].shape == value.shape]
-        place = fits[0] if len(fits) == 1 and path != "." else None
+        found_at = counterparts.find(path, named=True)
+        fits = [i for i in found_at if values[i].shape == value.shape]
+        place = fits[0] if len(fits) == 1 else None
         for d, axis in enumerate(value.axes):
             if axis.labels is None and place is None:
                 continue
             own = None if place is None else values[place].axes[d]
             _leave(tracer, axis, own, f"it is axis {d} of output {path}")
-    used = {}
+    used: dict[Any, int] = {}
     for _, eqn in _jaxpr.live(closed.jaxpr):
         for atom in eqn.invars:
             if not _jaxpr.literal(atom):
@@ -169,14 +170,21 @@ class _Answer:
 
     def groups(self) -> Groups:
         kinds = self._kinds()
-        numbers = {atom: u for u, atom in enumerate(a for atoms in kinds for a in atoms)}
+        # By label, the number of its unit; the last, -1, is that of no label.
+        numbers = np.full(self._labels.count + 1, -1)
+        count = sum(map(len, kinds))
+        numbers[[a for atoms in kinds for a in atoms]] = np.arange(count)
         leaves = [
-            Leaf(path, value.shape, tuple(self._extent(a.size, a.labels, numbers) for a in value.axes))
+            Leaf(
+                path,
+                value.shape,
+                tuple(self._extent(a.size, a.labels, numbers) for a in value.axes),
+            )
             for path, value in zip(self._traced.flat.paths, self._traced.values, strict=True)
         ]
         costs = list(self._costs(self._traced.frame, 1, numbers))
-        params = sum(leaf.product.of_each(len(numbers)) for leaf in leaves)
-        flops = sum((c.of_each(len(numbers)) for c in costs), np.zeros(len(numbers)))
+        params = sum(leaf.product.of_each(count) for leaf in leaves)
+        flops = sum((c.of_each(count) for c in costs), np.zeros(count))
         drafts = [self._group(atoms, numbers, params, flops) for atoms in kinds]
         named = [
             dataclasses.replace(group, name=name)
@@ -193,11 +201,16 @@ class _Answer:
             found, places, counts = np.unique(columns, return_index=True, return_counts=True)
             inside = np.isin(found, self._free)
             for atom, place, count in zip(
-                found[inside].tolist(), places[inside].tolist(), counts[inside].tolist(), strict=True
+                found[inside].tolist(),
+                places[inside].tolist(),
+                counts[inside].tolist(),
+                strict=True,
             ):
                 rows[atom].append((leaf, axis, count))
                 rank = self._rank(leaf, axis)
-                first[atom] = min(first.get(atom, (np.inf,)), (*rank, axis, place // columns.shape[1]))
+                first[atom] = min(
+                    first.get(atom, (np.inf,)), (*rank, axis, place // columns.shape[1])
+                )
         kinds: dict[Any, list[int]] = defaultdict(list)
         births = self._labels.birth(self._free)
         for atom, birth in zip(self._free.tolist(), births.tolist(), strict=True):
@@ -216,24 +229,16 @@ class _Answer:
         tracer = self._traced.tracer
         return (leaf, axis) in tracer.produced or (leaf, axis) not in tracer.consumed
 
-    def _extent(
-        self, size: int, labels: np.ndarray | None, numbers: dict[int, int]
-    ) -> Extent:
+    def _extent(self, size: int, labels: np.ndarray | None, numbers: np.ndarray) -> Extent:
         if labels is None:
             return Extent(size)
-        atoms = self._labels.atoms(labels)
-        known = np.array([*numbers, -1])
-        order = np.argsort(known)
-        place = np.searchsorted(known, atoms, sorter=order)
-        place = order[np.minimum(place, len(known) - 1)]
-        units = np.where((known[place] == atoms) & (atoms >= 0), place, -1)
-        units = np.sort(units, axis=1)
+        units = np.sort(numbers[self._labels.atoms(labels)], axis=1)
         again = np.zeros_like(units, bool)
         again[:, 1:] = units[:, 1:] == units[:, :-1]
         units = np.where(again, -1, units)
         return Extent(size, units if (units >= 0).any() else None)
 
-    def _costs(self, frame: Frame, times: int, numbers: dict[int, int]) -> Iterator[Product]:
+    def _costs(self, frame: Frame, times: int, numbers: np.ndarray) -> Iterator[Product]:
         for operations in frame.operations.values():
             extents = tuple(
                 Extent(x) if isinstance(x, int) else self._extent(len(x), x, numbers)
@@ -243,14 +248,13 @@ class _Answer:
         for place, frames in frame.inner.items():
             inner = [list(self._costs(f, times * f.repeats, numbers)) for f in frames]
             if place in frame.alternatives:
-                nothing = np.zeros(len(numbers) + 1, bool)
-                yield from max(inner, key=lambda costs: sum(c.without(nothing) for c in costs))
+                yield from max(inner, key=lambda costs: sum(c.full for c in costs))
             else:
                 for costs in inner:
                     yield from costs
 
     def _group(
-        self, atoms: list[int], numbers: dict[int, int], params: Any, flops: np.ndarray
+        self, atoms: list[int], numbers: np.ndarray, params: Any, flops: np.ndarray
     ) -> Group:
         members = []
         for (leaf, axis), columns in self._columns.items():
@@ -261,7 +265,7 @@ class _Answer:
             member = Member(path, axis, places, self._produces(leaf, axis))
             members.append((self._rank(leaf, axis), axis, member))
         members.sort(key=lambda row: row[:2])
-        units = np.array([numbers[a] for a in atoms])
+        units = numbers[atoms]
         marks = {
             kind: tuple(
                 dict.fromkeys(w for a in atoms if (w := self._resolved.why(kind, a)) is not None)
@@ -281,11 +285,11 @@ class _Answer:
             units=units,
         )
 
-    def _locked(self, numbers: dict[int, int]) -> Iterator[Locked]:
+    def _locked(self, numbers: np.ndarray) -> Iterator[Locked]:
         for (leaf, axis), columns in self._columns.items():
             reasons: dict[str, list[int]] = defaultdict(list)
             for index, atoms in enumerate(columns.tolist()):
-                if any(a in numbers for a in atoms):
+                if (numbers[atoms] >= 0).any():
                     continue
                 reasons[self._why(atoms)].append(index)
             for why, indices in reasons.items():
@@ -334,8 +338,12 @@ def _by_axis(group: Group) -> str:
 
 
 def _by_indices(group: Group) -> str:
-    """Of a split axis `blocks` (the slow part) and `strides` (the fast one); else the range."""
+    """What a unit has of a split axis: one run, runs, or every n-th index; else the range."""
     indices = group.members[0].indices
-    if indices.shape[1] > 1:
-        return ":blocks" if (np.diff(indices[0]) == 1).all() else ":strides"
-    return f":{indices.min()}..{indices.max()}"
+    steps = np.diff(indices[0])
+    if not steps.size:
+        return f":{indices.min()}..{indices.max()}"
+    run = int(np.argmax(steps != 1)) + 1 if (steps != 1).any() else len(steps) + 1
+    if run > len(steps):
+        return f":blocks-of-{run}"
+    return f":runs-of-{run}" if run > 1 else f":every-{steps[0]}"

@@ -88,7 +88,8 @@ class Tracer:
         for i, size in enumerate(shape):
             zero = np.zeros(size, bool)
             if known is not None:
-                zero = ~known.astype(bool).any(tuple(j for j in range(len(shape)) if j != i))
+                rest = tuple(j for j in range(len(shape)) if j != i)
+                zero = np.asarray(~known.astype(bool).any(rest))
             axes.append(self.fresh(size, zero))
         return Value(tuple(axes), weight=True, known=known)
 
@@ -246,23 +247,21 @@ class Step:
 
     def _factors(self, axis: Axis, rows: int, columns: int) -> tuple[Axis, Axis]:
         assert axis.labels is not None
-        labels = self.tracer.labels.find(axis.labels).reshape(rows, columns)
+        labels, roots = axis.labels, self.tracer.labels.find(axis.labels).reshape(rows, columns)
         zero = axis.zero.reshape(rows, columns)
-        like = {"origins": axis.origins}
-        if (labels == labels[:1]).all():
-            return fixed(rows, "all its rows go together"), Axis(
-                columns, axis.labels.reshape(rows, columns)[0], zero.all(0), **like
-            )
-        if (labels == labels[:, :1]).all():
-            return Axis(rows, axis.labels.reshape(rows, columns)[:, 0], zero.all(1), **like), fixed(
-                columns, "all its columns go together"
-            )
-        first, second = self.tracer.fresh(rows), self.tracer.fresh(columns)
-        self.tracer.labels.unify(axis.labels, self._pairs(first, second))
-        return (
-            dataclasses.replace(first.with_zero(zero.all(1)), **like),
-            dataclasses.replace(second.with_zero(zero.all(0)), **like),
-        )
+        by_row, by_column = np.all(zero, axis=1), np.all(zero, axis=0)
+        if (roots == roots[:1]).all():
+            first = fixed(rows, "all its rows go together")
+            second = Axis(columns, labels[:columns], by_column)
+        elif (roots == roots[:, :1]).all():
+            first = Axis(rows, labels[::columns], by_row)
+            second = fixed(columns, "all its columns go together")
+        else:
+            first = self.tracer.fresh(rows, by_row)
+            second = self.tracer.fresh(columns, by_column)
+            self.tracer.labels.unify(labels, self._pairs(first, second))
+        own = axis.origins
+        return dataclasses.replace(first, origins=own), dataclasses.replace(second, origins=own)
 
     def _pairs(self, first: Axis, second: Axis) -> np.ndarray:
         assert first.labels is not None

@@ -127,7 +127,7 @@ def dead_units(
 
 
 def labels(groups: Groups, params: Params) -> Any:
-    """Numbers the units for `penalties.group_lasso(groups=...)`, which then drives whole units to 0.
+    """Numbers the units for `penalties.group_lasso(groups=...)`, which drives whole units to 0.
 
     A kernel between two layers belongs to two groups at once. Only what *produces* a unit is
     penalized, so that every entry is in one group at most; a leaf that produces units of two groups

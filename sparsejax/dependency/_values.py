@@ -55,6 +55,11 @@ class Value:
     known: np.ndarray | None = None
 
     @property
+    def uniform(self) -> np.ndarray | None:
+        """The one number that all entries are, None where that is not known."""
+        return self.known if self.known is not None and self.known.shape == () else None
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The sizes of the axes."""
         return tuple(axis.size for axis in self.axes)

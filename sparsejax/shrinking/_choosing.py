@@ -113,9 +113,9 @@ def plan(
         return make(groups, _kept(rules, keep), left)
     if sparsity is not None:
         _checks.known_fraction("sparsity", sparsity)
-        take = _per_group(rules) if scope == "per_group" else _global(rules)
+        take: Callable[[Any], Any] = _per_group(rules) if scope == "per_group" else _global(rules)
         total = sum(map(len, rows.values()))
-        amount = sparsity if scope == "per_group" else round(sparsity * total)
+        amount: Any = sparsity if scope == "per_group" else round(sparsity * total)
         return make(groups, take(amount), left)
     kind = "flops" if flops is not None else "params"
     return make(groups, _within(groups, rules, scope, kind, given[kind]), left)
@@ -211,9 +211,7 @@ def _budget(kind: str, budget: Any, full: int) -> float:
         return float(budget)
     _checks.real_number(kind, budget)
     if not 0 < float(budget) <= 1:
-        raise ValueError(
-            f"`{kind}` must be a fraction in (0, 1] or a whole number, got {budget}."
-        )
+        raise ValueError(f"`{kind}` must be a fraction in (0, 1] or a whole number, got {budget}.")
     return float(budget) * full
 
 
@@ -227,8 +225,8 @@ def _unit_scores(scores: Any, names: list[str], groups: Groups) -> dict[str, np.
         row = np.asarray(scores[name], np.float64)
         if row.shape != (groups[name].size,):
             raise ValueError(
-                f"`scores` must have one number a unit: {name!r} has {groups[name].size} units, got "
-                f"shape {row.shape}."
+                f"`scores` must have one number a unit: {name!r} has {groups[name].size} units, "
+                f"got shape {row.shape}."
             )
         if np.isnan(row).any():
             raise ValueError(f"`scores` must not be NaN: {int(np.isnan(row).sum())} of {name!r}.")

@@ -124,7 +124,7 @@ def _mapped(tree: Any, plan: Plan, change: Change, *, small: bool) -> Any:
 
 
 def _axes(path: str, leaf: Any, cut: Cut, small: bool) -> Any:
-    """Which indices of which axes of a leaf stay, and its full shape; None where it does not fit."""
+    """Which indices of which axes of a leaf stay, and its full shape; None where none fit."""
     shape = _leaves.shape_of(leaf)
     assert shape is not None
     have = cut.small if small else cut.shape
@@ -155,10 +155,12 @@ def _factored(path: str, shape: tuple[int, ...], cut: Cut, small: bool) -> Any:
     if shape != tuple(np.delete(have, gone[0]).tolist()):
         return None
     orders = [np.argsort(s)[-2:].tolist() for s in (cut.shape, cut.small)]
-    if orders[0] != orders[1] or sorted(cut.small)[-2] < min(_LEAST_FACTORED, sorted(cut.shape)[-2]):
+    if orders[0] != orders[1] or sorted(cut.small)[-2] < min(
+        _LEAST_FACTORED, sorted(cut.shape)[-2]
+    ):
         raise ValueError(
-            f"`tree` has a factored moment at {path!r} that the smaller variable, {cut.small}, would "
-            "not have: its largest axes change, or fall below 128. Make this state anew: "
+            f"`tree` has a factored moment at {path!r} that the smaller variable, {cut.small}, "
+            "would not have: its largest axes change, or fall below 128. Make this state anew: "
             "`tx.init(small)`."
         )
     kept, full = [], list(shape)
@@ -194,27 +196,39 @@ def _misfit(path: str, leaf: Any, found: list[Cut], small: bool, several: bool) 
 
 
 def _shrunk(leaf: Any, kept: dict[int, np.ndarray], full: tuple[int, ...]) -> Any:
-    del full
-    for axis, indices in kept.items():
-        leaf = _take(leaf, indices, axis)
-    return leaf
-
-
-def _take(leaf: Any, indices: np.ndarray, axis: int) -> Any:
-    if isinstance(leaf, np.ndarray):
-        return np.take(leaf, indices, axis)
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        shape = [len(indices) if d == axis else n for d, n in enumerate(leaf.shape)]
-        return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype)
-    return jnp.take(leaf, indices, axis)
+        small = tuple(len(kept[d]) if d in kept else n for d, n in enumerate(full))
+        return jax.ShapeDtypeStruct(small, leaf.dtype)
+    if _on_host(leaf):
+        places = np.ix_(*(kept.get(d, np.arange(n)) for d, n in enumerate(full)))
+        return _like(np.asarray(leaf)[places], leaf)
+    for axis, indices in kept.items():
+        leaf = jnp.take(leaf, indices, axis)
+    return leaf
 
 
 def _expanded(leaf: Any, kept: dict[int, np.ndarray], full: tuple[int, ...]) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(full, leaf.dtype)
     places = np.ix_(*(kept.get(d, np.arange(n)) for d, n in enumerate(full)))
-    if isinstance(leaf, np.ndarray):
+    if _on_host(leaf):
         array = np.zeros(full, leaf.dtype)
-        array[places] = leaf
-        return array
+        array[places] = np.asarray(leaf)
+        return _like(array, leaf)
     return jnp.zeros(full, leaf.dtype).at[places].set(leaf)
+
+
+def _on_host(leaf: Any) -> bool:
+    """Whether NumPy reads a leaf in place: it needs no compiler for each new shape."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        return True
+    if _leaves.is_traced(leaf):
+        return False
+    devices = leaf.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+
+def _like(array: np.ndarray, leaf: Any) -> Any:
+    return (
+        array if isinstance(leaf, np.ndarray | np.generic) else jax.device_put(array, leaf.sharding)
+    )

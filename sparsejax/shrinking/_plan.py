@@ -121,13 +121,15 @@ class Plan:
             raise ValueError("`text` must be JSON that Plan.to_json wrote; its format is another.")
         if content.get("version") != _VERSION:
             raise ValueError(
-                f"`text` must have version {_VERSION}, got {content.get('version')!r}; read it with "
-                "the release of sparsejax that wrote it."
+                f"`text` must have version {_VERSION}, got {content.get('version')!r}; read it "
+                "with the release of sparsejax that wrote it."
             )
         try:
             return _read(content)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"`text` must be a whole plan, but it is damaged: {error!r}.") from error
+            raise ValueError(
+                f"`text` must be a whole plan, but it is damaged: {error!r}."
+            ) from error
 
     def __str__(self) -> str:
         width = max((len(name) for name in self.sizes), default=0)
@@ -183,9 +185,7 @@ def _damaged(what: str) -> bool:
     raise ValueError(f"`text` must be a whole plan, but it is damaged: {what}.")
 
 
-def make(
-    groups: Groups, removed: Mapping[str, np.ndarray], left: Mapping[str, str]
-) -> Plan:
+def make(groups: Groups, removed: Mapping[str, np.ndarray], left: Mapping[str, str]) -> Plan:
     """The plan that removes these units."""
     flags = groups.removed(removed)
     produced: dict[str, set[int]] = {}
