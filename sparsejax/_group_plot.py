@@ -1,13 +1,12 @@
 """The picture of `plots.groups`: a row a kernel, a bar an axis, a color and a track a group."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sparsejax.dependency import Groups
+from sparsejax.dependency import Group, Groups
 from sparsejax.shrinking import Plan
 
 _MOST_ROWS = 40
@@ -15,7 +14,7 @@ _MOST_NAMES = 30
 _MOST_TRACKS = 12
 # Axes of at most so many indices show which ones go, longer ones how many.
 _MOST_INDICES = 128
-_LONGEST_NAME = 34
+_LONGEST_NAME = 38
 # Of the color cycle, without its gray: gray is what stays.
 _CYCLE = (0, 1, 2, 3, 4, 5, 6, 8, 9)
 _GOLDEN = 0.618
@@ -27,9 +26,9 @@ _THIN = 0.22
 # What the trace says of the window of a convolution, which is no input or output of a kernel.
 _WINDOW = "moves a window over it"
 
-# In the length of the longest bar: the least length of a bar, the distance of tracks, the room for
-# the numbers at the ends.
-_SHORTEST, _TRACK, _NUMBERS = 0.012, 0.065, 0.36
+# In the length of the longest bar: the least length of a bar, the distance of tracks, the width of
+# a character of the numbers at the ends.
+_SHORTEST, _TRACK, _CHARACTER = 0.012, 0.065, 0.055
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,8 +62,27 @@ class Row:
         return max(1.0, 0.6 * max(len(self.inputs), len(self.outputs)))
 
 
+def kernels(groups: Groups) -> list[str]:
+    """Leaves with two axes or more, in the order of use.
+
+    Those whose axes have all one index or produce are biases.
+    """
+    members = [m for group in groups.values() for m in group.members]
+    reading = {m.path for m in members if not m.produced}
+    produced = {(m.path, m.axis) for m in members if m.produced}
+
+    def is_kernel(path: str, shape: tuple[int, ...]) -> bool:
+        wide = [axis for axis, n in enumerate(shape) if n > 1]
+        others = [axis for axis in wide if (path, axis) not in produced]
+        return len(shape) > 1 and (path in reading or bool(others and len(wide) > 1))
+
+    found = [leaf for leaf in groups.leaves if is_kernel(leaf.path, leaf.shape)]
+    found.sort(key=lambda leaf: len(groups.leaves) if leaf.used is None else leaf.used)
+    return [leaf.path for leaf in found]
+
+
 def rows(groups: Groups, plan: Plan | None) -> list[Row]:
-    """All kernels (leaves of two axes or more), in the order of use."""
+    """All kernels, in the order of use."""
     parts: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     produced = set()
     for group in groups.values():
@@ -75,7 +93,7 @@ def rows(groups: Groups, plan: Plan | None) -> list[Row]:
                 produced.add((member.path, member.axis))
     windows = {(lock.path, lock.axis) for lock in groups.locked if _WINDOW in lock.why}
     shapes = {leaf.path: leaf.shape for leaf in groups.leaves}
-    return [_row(path, shapes[path], parts, produced, windows, plan) for path in _in_order(groups)]
+    return [_row(path, shapes[path], parts, produced, windows, plan) for path in kernels(groups)]
 
 
 def _row(
@@ -104,34 +122,13 @@ def _row(
     return Row(path, inputs or others, outputs or others)
 
 
-def _in_order(groups: Groups) -> list[str]:
-    """The kernels in an order in which the function may use them; of equals, that of the tree."""
-    before: dict[str, set[str]] = {x.path: set() for x in groups.leaves if len(x.shape) > 1}
-    for group in groups.values():
-        # Members stand in the order of use, those that produce first.
-        made, read = (
-            list(dict.fromkeys(m.path for m in group.members if m.produced is side))
-            for side in (True, False)
-        )
-        for chain in (made, read, made[:1] + read[:1]):
-            kernels = [path for path in chain if path in before]
-            for first, second in itertools.pairwise(kernels):
-                before[second] |= {first} - {second}
-    members = [m for group in groups.values() for m in group.members]
-    # What only reads, a head, is late: after what is still added to what it reads.
-    late = {m.path for m in members} - {m.path for m in members if m.produced}
-    order: list[str] = []
-    while before:
-        ready = [path for path, needed in before.items() if needed.isdisjoint(before)]
-        # What comes before itself (a loop) comes where the tree has it.
-        order.append(min(ready or before, key=lambda path: path in late))
-        del before[order[-1]]
-    return order
-
-
-def size(found: Sequence[Row]) -> tuple[float, float]:
+def size(found: Sequence[Row], groups: Groups) -> tuple[float, float]:
     """Width and height of a figure for these rows, in inches."""
-    return 10.7, max(2.6, 0.95 + 0.31 * sum(row.height for row in found[:_MOST_ROWS]))
+    paths, names = [row.path for row in found], list(groups)
+    characters = sum(max((len(_short(x)) for x in of), default=0) for of in (paths, names))
+    tall = sum(row.height for row in found[:_MOST_ROWS])
+    entries = min(len(groups), _MOST_NAMES) + 3
+    return 7.7 + 0.07 * characters, 0.95 + max(0.31 * tall, 0.17 * entries)
 
 
 def draw(axes: Any, found: Sequence[Row], groups: Groups, plan: Plan | None) -> None:
@@ -183,18 +180,20 @@ class _Canvas:
         """By group, the heights and sides at which its bars are joined to its track."""
         places: dict[str, list[tuple[float, int]]] = {}
         for y, side, bar, thick in self._bars():
-            # Inputs higher than outputs: else two lines would be one.
-            for name in bar.parts:
-                places.setdefault(name, []).append((y + 0.2 * side * thick, side))
+            # Inputs higher than outputs, and none at the height of another: lines stay apart.
+            for i, name in enumerate(bar.parts):
+                shift = 0.05 + 0.4 * (i + 0.5) / len(bar.parts)
+                places.setdefault(name, []).append((y + side * shift * thick, side))
         return places
 
     def draw(self) -> None:
         for top, row in list(zip(self.tops, self.rows, strict=True))[::2]:
             self.axes.axhspan(top, top + row.height, color=_STRIPE, linewidth=0, zorder=0)
         self._draw_tracks()
+        axes = self.axes
         for y, side, bar, thick in self._bars():
             self._draw_bar(bar, side, y, thick)
-        axes, end = self.axes, self.gutter + 1 + _NUMBERS
+        room = max((len(text.get_text()) + 1 for text in axes.texts), default=0)
         for side, name in ((-1, "input axes"), (1, "output axes")):
             axes.text(
                 side * self.gutter,
@@ -205,6 +204,7 @@ class _Canvas:
                 fontsize="small",
                 color=_QUIET,
             )
+        end = self.gutter + 1 + _CHARACTER * room
         axes.set_xlim(-end, end)
         axes.set_ylim(self.bottom + 0.15, -0.7)
         axes.set_xticks([])
@@ -314,7 +314,8 @@ def _tracks(heights: Mapping[str, Sequence[float]]) -> dict[str, int]:
 
 
 def _legend(axes: Any, groups: Groups, plan: Plan | None, colors: Mapping[str, Any]) -> None:
-    labels = {name: _label(groups, plan, name) for name in groups}
+    large = set(kernels(groups))
+    labels = {name: _label(groups[name], plan, large) for name in groups}
     shown = list(labels)[: _MOST_NAMES if len(labels) > _MOST_NAMES else None]
     entries = [(labels[name], colors[name]) for name in shown]
     if len(labels) > len(shown):
@@ -334,14 +335,12 @@ def _legend(axes: Any, groups: Groups, plan: Plan | None, colors: Mapping[str, A
     )
 
 
-def _label(groups: Groups, plan: Plan | None, name: str) -> str:
-    n = groups[name].size
-    gone = 0 if plan is None else len(plan.removed.get(name, ()))
-    ranks = {leaf.path: len(leaf.shape) for leaf in groups.leaves}
-    vectors = {m.path for m in groups[name].members if ranks[m.path] < 2}
-    amount = f"{n:,} → {n - gone:,}" if gone else f"{n:,}"
-    also = f" (+ {len(vectors)} vector{'s' * (len(vectors) > 1)})" if vectors else ""
-    return f"{_short(name)}: {amount} units{also}"
+def _label(group: Group, plan: Plan | None, large: set[str]) -> str:
+    gone = 0 if plan is None else len(plan.removed.get(group.name, ()))
+    amount = f"{group.size:,} → {group.size - gone:,}" if gone else f"{group.size:,}"
+    vectors = len({member.path for member in group.members} - large)
+    also = f" (+ {vectors} vector{'s' * (vectors > 1)})" if vectors else ""
+    return f"{_short(group.name)}: {amount} units{also}"
 
 
 def _totals(groups: Groups, plan: Plan | None) -> str:
@@ -354,7 +353,8 @@ def _totals(groups: Groups, plan: Plan | None) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
+    half = _LONGEST_NAME // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
 
 
 def _colors(n: int) -> list[Any]:

@@ -229,22 +229,22 @@ def sensitivity(curves: Curves, *, axes: Any = None) -> Any:
 def groups(groups: Groups, plan: Plan | None = None, *, axes: Any = None) -> Any:
     """Draws which axes of which kernels are coupled, and what a plan removes of them.
 
-    A row is a kernel (a leaf of two axes or more), in the order of use. To the left of the middle
-    is a bar for each axis that reads units, to the right for each that produces them, as long as
-    it has indices. A color is a group: all that has it is cut together; in the middle its bars are
-    joined by a line, so that a residual stream is a long one. Gray is locked. What the plan removes
-    is pale: the very indices, or, if an axis has more than 128, their share. Biases and scales have
-    no row; the legend counts them, as vectors.
+    A row is a kernel (a leaf of two axes or more), roughly in the order of use. To the left of the
+    middle are bars for the axes that read units, to the right for those that produce them, as long
+    as they have indices. A color is a group: all that has it is cut together. In the middle a line
+    joins its bars (of no more than 12 side by side), so that a residual stream is a long line. Gray
+    is locked. What the plan removes is pale: the very indices, or their share if an axis has more
+    than 128. Biases and scales have no row; the legend counts them, as vectors.
 
-    Windows of convolutions are not drawn. The longest bar is the longest axis that can be cut;
-    one that cannot and is longer is torn. Only the first 40 kernels are drawn, and how many more
-    there are is written below; likewise 30 groups of the legend. More than 9 groups share no color
-    either, but some are similar.
+    Windows of convolutions are not drawn. The longest bar is the longest axis that can be cut; one
+    that cannot be and is longer is torn. Of more than 40 kernels or 30 groups the first are drawn
+    or named, and how many more there are. More than 9 groups share no color either, but some are
+    similar.
 
     Args:
       groups: what `dependency.trace` returned.
       plan: what `shrinking.plan` made of them; by default none, and nothing is pale.
-      axes: where to draw, of matplotlib; by default in a new figure, as high as the rows need.
+      axes: where to draw, of matplotlib; by default in a new figure, as large as it needs.
 
     Returns:
       The axes.
@@ -275,7 +275,7 @@ def groups(groups: Groups, plan: Plan | None = None, *, axes: Any = None) -> Any
     if plan is not None:
         _check_plan(plan, groups)
     rows = _group_plot.rows(groups, plan)
-    axes = _axes(axes, _group_plot.size(rows))
+    axes = _axes(axes, _group_plot.size(rows, groups))
     _group_plot.draw(axes, rows, groups, plan)
     return axes
 

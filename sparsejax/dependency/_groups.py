@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Group:
       rerun: why the code of the function itself, called with smaller params, may differ from the
         function re-evaluated (`shrinking.replay`): means that divide by their own new size,
         constants that would have to be cut. Empty where nothing speaks against it.
+      units: (size,) the numbers of the units among those of all groups.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Group:
     why: tuple[str, ...]
     silent: bool
     rerun: tuple[str, ...]
-    units: np.ndarray = dataclasses.field(repr=False)
+    units: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,16 +123,35 @@ class Product:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leaf:
-    """One variable as it was traced: its path, shape, and the units of its axes."""
+    """One variable as it was traced.
+
+    Attributes:
+      path: where it stands in the tree.
+      shape: its shape.
+      extents: its axes, with the units of each index.
+      used: its place in the order in which the function first uses its variables (those that a loop
+        uses share one); None for one that it does not use.
+    """
 
     path: str
     shape: tuple[int, ...]
     extents: tuple[Extent, ...]
+    used: int | None
 
     @property
     def product(self) -> Product:
         """The number of its entries."""
         return Product(1, self.extents)
+
+
+# As many as a line shows.
+_MOST_LISTED = 8
+
+
+def _listed(words: Iterable[str]) -> str:
+    first = list(words)
+    more = len(first) - _MOST_LISTED
+    return ", ".join(first[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 class Groups(Mapping[str, Group]):
@@ -195,7 +215,7 @@ class Groups(Mapping[str, Group]):
             ("group", "units", "params each", "FLOPs each", "exact", "members")
         ]
         for group in self.values():
-            members = ", ".join(
+            members = _listed(
                 f"{m.path}[{m.axis}]" + (f"x{m.indices.shape[1]}" if m.indices.shape[1] > 1 else "")
                 for m in group.members
             )
@@ -205,7 +225,11 @@ class Groups(Mapping[str, Group]):
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         widths[4] = min(widths[4], 60)
         lines = ["  ".join(x.ljust(n) for x, n in zip(row, widths, strict=True)) for row in rows]
-        lines += [f"locked: {x.path}[{x.axis}] ({len(x.indices)}): {x.why}" for x in self.locked]
+        reasons: dict[str, list[str]] = {}
+        for lock in self.locked:
+            where = f"{lock.path}[{lock.axis}] ({len(lock.indices)})"
+            reasons.setdefault(lock.why, []).append(where)
+        lines += [f"locked: {_listed(rows)}: {why}" for why, rows in reasons.items()]
         lines += [f"unknown primitive: {where}" for where in self.unknown.values()]
         return "\n".join(line.rstrip() for line in lines)
 

@@ -194,7 +194,7 @@ def _pad(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
     value, filler = values
     nothing = filler.known is not None and bool(filler.known == 0)
     axes = []
-    for axis, (low, high, between) in zip(value.axes, eqn.params["padding_config"], strict=True):
+    for axis, (low, high, between) in zip(value.axes, _padding(eqn), strict=True):
         own = axis
         if between:
             size = max(low + high + axis.size + (axis.size - 1) * between, 0)
@@ -202,27 +202,36 @@ def _pad(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
             own = fixed(size, step.where)
         elif low or high:
             own = axis.take(_cropped(axis.size, low, high))
-            sides = [step.tracer.fresh(max(int(n), 0), nothing) for n in (low, high)]
+            # These have labels of their own even where there is one: it may go, the others stay.
+            sides = [
+                Axis(n, step.tracer.labels.fresh(n), np.full(n, nothing))
+                for n in (max(low, 0), max(high, 0))
+            ]
             pieces = [a for a in (sides[0], own, sides[1]) if a.size]
             own = step.join(pieces) if pieces else fixed(0, step.where)
         axes.append(own.with_zero(own.zero & nothing))
     return [Value(tuple(axes), value.weight and filler.weight)]
 
 
+def _padding(eqn: Any) -> list[tuple[int, int, int]]:
+    """How many entries stand before, behind and between those of each axis."""
+    return [(int(a), int(b), int(c)) for a, b, c in eqn.params["padding_config"]]
+
+
 def _cropped(size: int, low: int, high: int) -> slice:
     """What negative padding leaves."""
-    return slice(max(-int(low), 0), max(size + min(int(high), 0), 0))
+    return slice(max(-low, 0), max(size + min(high, 0), 0))
 
 
 def _smaller_pad(evaluation: Evaluation, eqn: Any, arrays: list[Any]) -> list[Any]:
     array, filler = arrays
     config = []
-    for d, (low, high, between) in enumerate(eqn.params["padding_config"]):
+    for d, (low, high, between) in enumerate(_padding(eqn)):
         if not between and (low or high):
             index = _cropped(eqn.invars[0].aval.shape[d], low, high)
             array = part(evaluation, eqn.invars[0], array, d, index)
             mask = evaluation.kept(eqn.outvars[0], d)
-            low, high = max(int(low), 0), max(int(high), 0)
+            low, high = max(low, 0), max(high, 0)
             low, high = int(mask[:low].sum()), int(mask[len(mask) - high :].sum())
         config.append((low, high, between))
     return [lax.pad(array, filler, config)]

@@ -175,12 +175,11 @@ class _Answer:
         count = sum(map(len, kinds))
         numbers[[a for atoms in kinds for a in atoms]] = np.arange(count)
         leaves = [
-            Leaf(
-                path,
-                value.shape,
-                tuple(self._extent(a.size, a.labels, numbers) for a in value.axes),
+            Leaf(path, value.shape, extents, self._traced.used.get(i))
+            for i, (path, value) in enumerate(
+                zip(self._traced.flat.paths, self._traced.values, strict=True)
             )
-            for path, value in zip(self._traced.flat.paths, self._traced.values, strict=True)
+            for extents in [tuple(self._extent(a.size, a.labels, numbers) for a in value.axes)]
         ]
         costs = list(self._costs(self._traced.frame, 1, numbers))
         params = sum(leaf.product.of_each(count) for leaf in leaves)
@@ -200,6 +199,7 @@ class _Answer:
         for (leaf, axis), columns in self._columns.items():
             found, places, counts = np.unique(columns, return_index=True, return_counts=True)
             inside = np.isin(found, self._free)
+            rank = (*self._rank(leaf, axis), axis)
             for atom, place, count in zip(
                 found[inside].tolist(),
                 places[inside].tolist(),
@@ -207,10 +207,9 @@ class _Answer:
                 strict=True,
             ):
                 rows[atom].append((leaf, axis, count))
-                rank = self._rank(leaf, axis)
-                first[atom] = min(
-                    first.get(atom, (np.inf,)), (*rank, axis, place // columns.shape[1])
-                )
+                own = (*rank, place // columns.shape[1])
+                if atom not in first or own < first[atom]:
+                    first[atom] = own
         kinds: dict[Any, list[int]] = defaultdict(list)
         births = self._labels.birth(self._free)
         for atom, birth in zip(self._free.tolist(), births.tolist(), strict=True):
@@ -222,8 +221,10 @@ class _Answer:
 
     def _rank(self, leaf: int, axis: int) -> tuple[Any, ...]:
         """Who owns a unit: what produces it, a weight before a vector, what is used first."""
-        few = len(self._traced.values[leaf].axes) < 2
-        return (not self._produces(leaf, axis), few, self._traced.used.get(leaf, np.inf), leaf)
+        rank = len(self._traced.values[leaf].axes)
+        used = self._traced.used.get(leaf, np.inf)
+        # A loop uses all its layers at once: there kernels stand before stacks of biases.
+        return (not self._produces(leaf, axis), rank < 2, used, -rank, leaf)
 
     def _produces(self, leaf: int, axis: int) -> bool:
         tracer = self._traced.tracer
@@ -288,10 +289,8 @@ class _Answer:
     def _locked(self, numbers: np.ndarray) -> Iterator[Locked]:
         for (leaf, axis), columns in self._columns.items():
             reasons: dict[str, list[int]] = defaultdict(list)
-            for index, atoms in enumerate(columns.tolist()):
-                if (numbers[atoms] >= 0).any():
-                    continue
-                reasons[self._why(atoms)].append(index)
+            for index in np.flatnonzero((numbers[columns] < 0).all(1)).tolist():
+                reasons[self._why(columns[index].tolist())].append(index)
             for why, indices in reasons.items():
                 yield Locked(self._traced.flat.paths[leaf], axis, np.array(indices), why)
 

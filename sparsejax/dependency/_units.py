@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import _checks, _leaves, _tree
@@ -157,8 +156,9 @@ def labels(groups: Groups, params: Params) -> Any:
     """
     flat = _tree.flatten(params)
     numbers = []
+    traced_at = _finder(groups, "params")
     for path, leaf in zip(flat.paths, flat.leaves, strict=True):
-        traced = _traced(groups, "params", path)
+        traced = traced_at(path)
         _check_shape("params", path, leaf, traced)
         numbers.append(_numbered(groups, traced))
     return flat.rebuild(numbers)
@@ -185,8 +185,9 @@ def _by_path(groups: Groups, name: str, tree: Any) -> dict[str, Any]:
     """The leaves of a tree by the path of the variable that they are about."""
     flat = _tree.flatten(tree)
     found = {}
+    traced_at = _finder(groups, name)
     for path, leaf in zip(flat.paths, flat.leaves, strict=True):
-        traced = _traced(groups, name, path)
+        traced = traced_at(path)
         if _leaves.is_traced(leaf):
             raise TypeError(
                 f"`{name}` must be known, got a traced array at {path!r}; choose units outside jit."
@@ -197,20 +198,34 @@ def _by_path(groups: Groups, name: str, tree: Any) -> dict[str, Any]:
             _checks.broadcasts(path, leaf, np.broadcast_to(np.float32(0), traced.shape))
         else:
             _check_shape(name, path, leaf, traced)
-            _checks.no_nan(name, path, jnp.asarray(leaf))
-        found[traced.path] = leaf
+            _no_nan(name, path, np.asarray(leaf))
+        found[traced.path] = np.asarray(leaf)
     return found
 
 
-def _traced(groups: Groups, name: str, path: str) -> Leaf:
-    places = _tree.Counterparts([leaf.path for leaf in groups.leaves]).find(path)
-    if len(places) != 1:
-        paths = ", ".join(repr(leaf.path) for leaf in groups.leaves[:5])
+def _finder(groups: Groups, name: str) -> Callable[[str], Leaf]:
+    """A function from the paths of a tree to the variables that they are about."""
+    counterparts = _tree.Counterparts([leaf.path for leaf in groups.leaves])
+
+    def find(path: str) -> Leaf:
+        places = counterparts.find(path)
+        if len(places) != 1:
+            paths = ", ".join(repr(leaf.path) for leaf in groups.leaves[:5])
+            raise ValueError(
+                f"`{name}` must be a tree like the variables that were traced: {path!r} is the "
+                f"path of {'several' if places else 'none'} of them ({paths}, ...)."
+            )
+        return groups.leaves[places[0]]
+
+    return find
+
+
+def _no_nan(name: str, path: str, array: np.ndarray) -> None:
+    count = int(np.isnan(array).sum())
+    if count:
         raise ValueError(
-            f"`{name}` must be a tree like the variables that were traced: {path!r} is the path of "
-            f"{'several of them' if places else 'none of them'} ({paths}, ...)."
+            f"`{name}` must not be NaN: {count} of {array.size} entries are, at {path!r}."
         )
-    return groups.leaves[places[0]]
 
 
 def _check_shape(name: str, path: str, leaf: Any, traced: Leaf) -> None:
@@ -240,7 +255,7 @@ def _summed(array: Any, members: list[Member]) -> np.ndarray:
         for other in members[i + 1 :]:
             # Where a unit has indices in two axes, their crossing was counted twice.
             axes = tuple(d for d in range(np.ndim(array)) if d not in (one.axis, other.axis))
-            both = np.asarray(jnp.sum(_wide(array), axes), np.float64)
+            both = np.asarray(np.sum(array, axes, dtype=np.float64))
             both = both if one.axis < other.axis else both.T
             total = total - both[one.indices[:, :, None], other.indices[:, None, :]].sum((1, 2))
     return np.asarray(total, np.float64)
@@ -248,13 +263,7 @@ def _summed(array: Any, members: list[Member]) -> np.ndarray:
 
 def _along(array: Any, axis: int) -> np.ndarray:
     rest = tuple(d for d in range(np.ndim(array)) if d != axis)
-    return np.asarray(jnp.sum(_wide(array), rest), np.float64)
-
-
-def _wide(array: Any) -> jax.Array:
-    array = jnp.asarray(array)
-    floating = jnp.issubdtype(array.dtype, jnp.floating)
-    return _leaves.wide(array) if floating else array.astype(jnp.float32)
+    return np.asarray(np.sum(array, rest, dtype=np.float64))
 
 
 def _any(mask: Any, member: Member) -> np.ndarray:

@@ -37,6 +37,9 @@ def plan(
     scores should be comparable: `unit_scores(..., normalize=...)`). With a budget the least is
     removed that meets it. With masks those units go that are dead, and no amount is asked for.
 
+    Each group gives up its own units: an axis that is split into heads and their width keeps a
+    quarter of its indices once both are halved (`only` names what to cut).
+
     Groups that are not `exact` are left alone, and `Plan.left` says so, unless `approximate`.
 
     Args:
@@ -55,8 +58,8 @@ def plan(
       only: patterns of the names of groups (`fnmatch`); others are left alone.
       min_units: the least number of units of any group that stay, at least 1.
       multiple_of: the number of indices that stay on the axis that owns a group is rounded up to a
-        multiple of this (where the whole axis is none, it may stay whole). On CPUs, 8 gives up to
-        twice or three times the speed of numbers beside it.
+        multiple of this (where the whole axis is none, it may stay whole). On CPUs, inference with
+        32 channels is up to three times as fast as with 33.
       approximate: also cut groups that are not exact; with masks, also units of which only the
         *weights* (two axes or more) that produce them are masked, whatever their biases say.
 

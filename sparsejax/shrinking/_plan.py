@@ -126,10 +126,9 @@ class Plan:
             )
         try:
             return _read(content)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"`text` must be a whole plan, but it is damaged: {error!r}."
-            ) from error
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            what = error if type(error) is ValueError else repr(error)
+            raise ValueError(f"`text` must be a whole plan, but it is damaged: {what}.") from error
 
     def __str__(self) -> str:
         width = max((len(name) for name in self.sizes), default=0)
@@ -182,7 +181,7 @@ def _rising(where: str, indices: Any, size: int) -> tuple[int, ...]:
 
 
 def _damaged(what: str) -> bool:
-    raise ValueError(f"`text` must be a whole plan, but it is damaged: {what}.")
+    raise ValueError(what)
 
 
 def make(groups: Groups, removed: Mapping[str, np.ndarray], left: Mapping[str, str]) -> Plan:
