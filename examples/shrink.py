@@ -87,8 +87,8 @@ def main(args):
             record(label, tuned, plan, accuracy(small), accuracy(tuned), carried=kept)
             if args.scratch:
                 small = shrinking.shrink(start, plan)
-                long, _ = fit(f"{label}-scratch", tx, small, tx.init(small), steps + more)
-                record(f"{label}-scratch", long, plan, accuracy(small), accuracy(long))
+                long, _ = fit(f"{label}-anew", tx, small, tx.init(small), steps + more)
+                record(f"{label}-anew", long, plan, accuracy(small), accuracy(long))
 
         # (2) Zeros by the group, a plan that needs no scores, the same function.
         units = dependency.labels(groups, dense)
@@ -218,21 +218,21 @@ def draw(path, runs):
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    left, right = (figure := Figure((11, 4.5), layout="constrained")).subplots(1, 2)
-    left.set(xlabel="FLOPs of one image", ylabel="latency, ms", xscale="log", yscale="log")
-    right.set(xlabel="FLOPs of one image", ylabel="test accuracy", xscale="log")
+    left, right = (figure := Figure((12, 4.5), layout="constrained")).subplots(1, 2)
+    left.set(xlabel="MFLOPs of one image", ylabel="latency, ms", yscale="log")
+    right.set(xlabel="MFLOPs of one image", ylabel="test accuracy")
     for i, (label, run) in enumerate(runs.items()):
-        style = {"color": f"C{i - 1}" if i else "k", "ms": 9}
+        style, flops = {"color": f"C{i - 1}" if i else "k", "ms": 9}, run["flops"] / 1e6
         for marker, (n, spent) in zip("^so", run["milliseconds"].items(), strict=False):
-            left.plot(run["flops"], spent, marker, label=None if i else f"batch {n}", **style)
-        right.plot(run["flops"], run["as cut"], "o", mfc="none", **style)
-        if run["fine-tuned"] is not None:
-            right.plot([run["flops"]] * 2, [run["as cut"], run["fine-tuned"]], ":", **style)
+            name = None if i else f"batch {n}"
+            left.plot(flops, spent, marker, mfc="none", label=name, **style)
         last = run["as cut"] if run["fine-tuned"] is None else run["fine-tuned"]
-        right.plot(run["flops"], last, "o", label=label, **style)
+        right.plot([flops, flops], [run["as cut"], last], "o:", mfc="none", **style)
+        right.plot(flops, last, "o", label=label, **style)
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    right.legend(fontsize="small", title="filled: in the end; hollow: as cut", loc="lower right")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right center")
     left.legend(fontsize="small")
+    right.set_title("hollow: as cut; filled: in the end", fontsize="medium")
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=110)

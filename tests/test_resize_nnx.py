@@ -504,8 +504,8 @@ def test_resize_nnx_sets_all_sizes_of_stacked_layers():
         return Scanned(nnx.Linear(3, width, rngs=rngs), make(rngs), nnx.Linear(width, 2, rngs=rngs))
 
     model = filled(lambda: build(nnx.Rngs(0), 6, 4, 3))
-    print(planned(model, vectors(5, 3))[0])
-    keep = {"first.kernel[1]:blocks-of-2": 2, "layers.attention.key.bias[2]": 3}
+    widths = {"layers.attention.key.bias[2]": 3, "layers.attention.value.bias": 3}
+    keep = {"first.kernel[1]:blocks-of-2": 2} | widths
     _, plan = planned(model, vectors(5, 3), keep=keep)
     small = shrinking.resize_nnx(model, plan)
     fresh = nnx.eval_shape(lambda: build(nnx.Rngs(0), 4, 3, 2))

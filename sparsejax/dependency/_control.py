@@ -114,7 +114,7 @@ def _of_some(function: Callable[..., Any], args: Sequence[Any], moving: Sequence
 
 def _scan(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
     params = eqn.params
-    consts, carry, xs = _parted(values, params["num_consts"], params["num_carry"])
+    consts, carry, xs = _scan_parts(eqn, values)
     (frame,) = step.inner(1)
     frame.repeats = params["length"]
     rows = []
@@ -129,6 +129,13 @@ def _scan(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
     carry, ys = _settled(step, carry, turn)
     length = fixed(params["length"], f"{step.where} runs over it")
     return [*carry, *(Value((length, *y.axes)) for y in ys)]
+
+
+def _scan_parts(eqn: Any, items: Sequence[Any]) -> list[list[Any]]:
+    """The constants, the carry and the rows of a scan; from jax 0.11 on they are in a tree."""
+    if "ft_in" in eqn.params:
+        return [list(part) for part in eqn.params["ft_in"].update(items).unpack()]
+    return _parted(items, eqn.params["num_consts"], eqn.params["num_carry"])
 
 
 def _parted(items: Sequence[Any], *counts: int) -> list[list[Any]]:
@@ -174,7 +181,7 @@ def _same(a: Value, b: Value) -> bool:
 
 def _smaller_scan(evaluation: Evaluation, eqn: Any, arrays: list[Any]) -> list[Any]:
     params = eqn.params
-    consts, carry, xs = _parted(arrays, params["num_consts"], params["num_carry"])
+    consts, carry, xs = _scan_parts(eqn, arrays)
     (frame,) = evaluation.inner()
 
     def turn(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -176,6 +176,14 @@ def _active(step: Step, values: list[Value], axes: list[Axis]) -> list[Value]:
     return joined
 
 
+def _unstack(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
+    (value,) = values
+    d = eqn.params["axis"]
+    step.lock(value.axes[d], f"{step.where} takes it apart")
+    axes = [axis for i, axis in enumerate(value.axes) if i != d]
+    return [_passed(value, axes)[0] for _ in eqn.outvars]
+
+
 def _tile(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
     axes = [
         axis if count == 1 else step.merge([step.tracer.fresh(int(count)), axis])
@@ -246,5 +254,6 @@ _rules.add(_rules.Rule(_slice, _smaller_slice), "slice")
 _rules.add(_rules.Rule(_split, _smaller_split), "split")
 _rules.add(_rules.Rule(_concatenate), "concatenate")
 _rules.add(_rules.Rule(_stack), "stack")
+_rules.add(_rules.Rule(_unstack), "unstack")
 _rules.add(_rules.Rule(_tile, _smaller_tile), "tile")
 _rules.add(_rules.Rule(_pad, _smaller_pad), "pad")
