@@ -324,12 +324,9 @@ def test_resize_nnx_equals_the_masked_module(name):
     model, groups, plan, small = of_kind(name)
     x = KINDS[name].x
     got = small(x)
-    apply, variables = taken_apart(model)
-    want = shrinking.replay(apply, plan)(shrinking.shrink(variables, plan), x)
     if any(groups[cut].rerun for cut in plan.removed):
-        assert got.shape == want.shape and bool(jnp.isfinite(got).all())
+        assert got.shape == jax.eval_shape(model, x).shape and bool(jnp.isfinite(got).all())
     else:
-        assert_close(got, want)
         assert_close(got, masked(model, plan)(x))
 
 
@@ -360,7 +357,7 @@ def test_resize_nnx_leaves_the_model_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "name", ["Conv inside groups", "BatchNorm", "LSTMCell", "MultiHeadAttention of fewer heads"]
+    "name", ["Conv inside groups", "BatchNorm", "GRUCell", "MultiHeadAttention of fewer heads"]
 )
 def test_resize_nnx_gives_a_module_that_trains(name):
     row = KINDS[name]

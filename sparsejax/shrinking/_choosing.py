@@ -35,7 +35,8 @@ def plan(
     With scores, the units of the lowest go; of equal ones the higher index. `scope="per_group"`
     takes the same fraction of every group, `"global"` lets the units of all groups compete (then
     scores should be comparable: `unit_scores(..., normalize=...)`). With a budget the least is
-    removed that meets it. With masks those units go that are dead, and no amount is asked for.
+    removed that meets it. With masks (`jax.tree.map(lambda w: w != 0, params)`, say) those units go
+    that are dead (`dependency.dead_units`: biases count), and no amount is asked for.
 
     Each group gives up its own units: an axis that is split into heads and their width keeps a
     quarter of its indices once both are halved (`only` names what to cut).
@@ -50,16 +51,17 @@ def plan(
         tree of booleans.
       sparsity: the fraction of units that go, in [0, 1): `round(sparsity * n)` of the n of each
         group, or of all together.
-      keep: how many units of each group stay, or of some groups, by name.
+      keep: how many units of each group stay, or of some, by the name of the group or its layer.
       flops: what may be left of the operations of one call: a fraction in (0, 1] if it is a float,
         a number if it is an int.
       params: likewise of the entries of all variables.
       scope: who competes.
-      only: patterns of the names of groups (`fnmatch`); others are left alone.
+      only: patterns (`fnmatch`) of the names of groups, `conv2.kernel`, or of their layers,
+        `conv2`; others are left alone.
       min_units: the least number of units of any group that stay, at least 1.
       multiple_of: the number of indices that stay on the axis that owns a group is rounded up to a
-        multiple of this (where the whole axis is none, it may stay whole). On CPUs, inference with
-        32 channels is up to three times as fast as with 33.
+        multiple of this (where the whole axis is none, it may stay whole). On CPUs, convolutions of
+        33 channels took 1.8 times as long as of 32 (`benchmarks/shrinking.py`).
       approximate: also cut groups that are not exact; with masks, also units of which only the
         *weights* (two axes or more) that produce them are masked, whatever their biases say.
 
@@ -90,7 +92,7 @@ def plan(
     _checks.choice("scope", scope, ("per_group", "global"))
     for name, number in (("min_units", min_units), ("multiple_of", multiple_of)):
         _positive(name, number)
-    names = [name for name in groups if _matches(name, only)]
+    names = [name for name, group in groups.items() if _matches(group, only)]
     if len(groups) and not names:
         raise ValueError(f"`only` must match a group, got {only!r}; there are {', '.join(groups)}.")
     left = {n: _not_exact(groups[n]) for n in names if not groups[n].exact and not approximate}
@@ -128,7 +130,7 @@ class _Rule:
     """How many and which units of a group may go."""
 
     def __init__(self, group: Group, scores: np.ndarray, min_units: int, multiple_of: int) -> None:
-        self.scores, self.size = scores, group.size
+        self.scores, self.size, self.layer = scores, group.size, _layer(group)
         # Of equal scores the lower index is kept, as everywhere in this library.
         order = np.lexsort((-np.arange(group.size), scores))
         self.order = order
@@ -149,10 +151,17 @@ class _Rule:
 
 def _kept(rules: dict[str, _Rule], keep: Any) -> dict[str, np.ndarray]:
     if isinstance(keep, Mapping):
-        unknown = sorted(set(keep) - set(rules))
-        if unknown:
-            raise ValueError(f"`keep` must name groups that can be cut, got {unknown}.")
-    wanted = dict(keep) if isinstance(keep, Mapping) else dict.fromkeys(rules, keep)
+        wanted: dict[str, Any] = {}
+        for name, number in keep.items():
+            found = [name] if name in rules else [n for n, r in rules.items() if r.layer == name]
+            if not found:
+                raise ValueError(
+                    f"`keep` must name groups that can be cut, got {name!r}; there are "
+                    f"{', '.join(map(repr, rules))}."
+                )
+            wanted |= dict.fromkeys(found, number)
+    else:
+        wanted = dict.fromkeys(rules, keep)
     for name, number in wanted.items():
         _positive(f"keep[{name!r}]" if isinstance(keep, Mapping) else "keep", number)
     return {n: rules[n].lowest(max(rules[n].size - k, 0)) for n, k in wanted.items()}
@@ -237,10 +246,16 @@ def _unit_scores(scores: Any, names: list[str], groups: Groups) -> dict[str, np.
     return rows
 
 
-def _matches(name: str, only: str | Sequence[str]) -> bool:
-    patterns = [only] if isinstance(only, str) else only
+def _layer(group: Group) -> str:
+    """The layer that owns a group: `conv2` of `conv2.kernel`."""
+    return group.members[0].path.rpartition(".")[0]
+
+
+def _matches(group: Group, only: str | Sequence[str]) -> bool:
     # Names have brackets, which are no choices here.
-    return any(name == p or fnmatch.fnmatchcase(name, p.replace("[", "[[]")) for p in patterns)
+    patterns = [p.replace("[", "[[]") for p in ([only] if isinstance(only, str) else only)]
+    names = (group.name, _layer(group))
+    return any(fnmatch.fnmatchcase(name, p) for name in names for p in patterns)
 
 
 def _not_exact(group: Group) -> str:
