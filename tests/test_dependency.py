@@ -270,6 +270,28 @@ def test_rerun_names_what_depends_on_sizes():
     )
 
 
+@pytest.mark.parametrize(
+    ("middle", "reason"),
+    [
+        (
+            lambda x: x * CONSTANT[None],
+            r"a constant of shape \(1, 6\) that .* would have to be cut",
+        ),
+        (lambda x: x * jnp.sin(jnp.arange(6.0))[None], "iota at .* makes a value of its full size"),
+        (lambda x: jnp.concatenate([x[:, :4], jnp.tanh(x[:, 4:])], 1), "may look at fixed places"),
+        (
+            lambda x: jnp.concatenate([*jnp.split(x, 2, 1)], 1),
+            "split at .* may look at fixed places",
+        ),
+        (lambda x: x[:, ORDER], "gather at .* may look at fixed places"),
+        (lambda x: x + jnp.einsum("bi,bi->b", x, x)[:, None], "its size may scale the result"),
+    ],
+)
+def test_rerun_names_constants_and_places(middle, reason):
+    (why,) = between(middle)["first"].rerun[:1]
+    assert re.search(reason, why)
+
+
 def test_outputs_and_inputs_are_locked():
     variables = {"w": draw(3, 2)}
     groups = dependency.trace(lambda v, x: {"logits": x @ v["w"]}, variables, draw(1, 3))

@@ -44,7 +44,9 @@ class Group:
         whatever reads the unit reads zeros.
       rerun: why the code of the function itself, called with smaller params, may differ from the
         function re-evaluated (`shrinking.replay`): means that divide by their own new size,
-        constants that would have to be cut. Empty where nothing speaks against it.
+        constants that would have to be cut, places that it may have fixed. Empty where nothing in
+        the jaxpr speaks against it; numbers that the code makes of sizes (`x.shape[-1] ** 0.5`)
+        are no more than numbers there.
       units: (size,) the numbers of the units among those of all groups.
     """
 

@@ -30,7 +30,7 @@ def _gather(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
             place = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(d)]
             batch[place] = step.unify(axis, batch[place])
         elif looked is not None and d in numbers.start_index_map:
-            batch = [axis.take(looked)]
+            batch = [step.pick(axis, looked)]
         elif d in numbers.collapsed_slice_dims:
             step.lock(axis, why)
         elif sizes[d] != axis.size or d in numbers.start_index_map:
@@ -114,7 +114,7 @@ def _dynamic_slice(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
             axes.append(axis)
         elif start.known is not None:
             first = _clamped(start.known, axis.size, size)
-            axes.append(axis.take(slice(first, first + size)))
+            axes.append(step.pick(axis, slice(first, first + size)))
         else:
             axes.append(fixed(size, step.fix(axis, f"{step.where} looks into it").why))
     return [Value(tuple(axes), array.weight)]

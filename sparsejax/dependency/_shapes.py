@@ -89,14 +89,8 @@ def _smaller_reshape(evaluation: Evaluation, eqn: Any, arrays: list[Any]) -> lis
 
 
 def _slice(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
-    del step
-    return _passed(
-        values[0],
-        [
-            axis if index == slice(0, axis.size, 1) else axis.take(index)
-            for axis, index in zip(values[0].axes, _slices(eqn), strict=True)
-        ],
-    )
+    rows = zip(values[0].axes, _slices(eqn), strict=True)
+    return _passed(values[0], [step.pick(axis, index) for axis, index in rows])
 
 
 def _slices(eqn: Any) -> list[slice]:
@@ -123,12 +117,11 @@ def part(evaluation: Evaluation, atom: Any, array: Any, axis: int, index: Any) -
 
 
 def _split(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
-    del step
     (value,) = values
     d = eqn.params["axis"]
     answers = []
     for index in _pieces(eqn):
-        axes = [a.take(index) if i == d else a for i, a in enumerate(value.axes)]
+        axes = [step.pick(a, index) if i == d else a for i, a in enumerate(value.axes)]
         answers += _passed(value, axes)
     return answers
 
@@ -209,7 +202,7 @@ def _pad(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
             step.lock(axis, f"{step.where} pads between its indices")
             own = fixed(size, step.where)
         elif low or high:
-            own = axis.take(_cropped(axis.size, low, high))
+            own = step.pick(axis, _cropped(axis.size, low, high))
             # These have labels of their own even where there is one: it may go, the others stay.
             sides = [
                 Axis(n, step.tracer.labels.fresh(n), np.full(n, nothing))

@@ -11,7 +11,6 @@ import numpy as np
 from sparsejax import _checks, _jaxpr, _leaves, _tree
 from sparsejax.dependency import _rules
 from sparsejax.dependency._groups import Extent, Group, Groups, Leaf, Locked, Member, Product
-from sparsejax.dependency._labels import Resolved
 from sparsejax.dependency._tracer import Frame, Tracer
 from sparsejax.dependency._values import Axis, Value, fixed
 
@@ -153,7 +152,7 @@ class _Answer:
     def __init__(self, traced: Traced) -> None:
         self._traced = traced
         self._labels = traced.tracer.labels
-        self._resolved: Resolved = self._labels.resolve()
+        self._resolved = traced.tracer.finish()
         self._columns = {
             (i, d): self._labels.atoms(axis.labels)
             for i, value in enumerate(traced.values)

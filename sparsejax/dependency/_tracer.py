@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sparsejax import _jaxpr
-from sparsejax.dependency._labels import Labels
+from sparsejax.dependency._labels import Labels, Resolved
 from sparsejax.dependency._values import Axis, Value, fixed, known_array
 
 _TRIVIAL = "it has one index"
@@ -54,6 +54,7 @@ class Tracer:
         self.consumed: set[tuple[int, int]] = set()
         self.produced: set[tuple[int, int]] = set()
         self.unknown: dict[str, str] = {}
+        self.places: list[tuple[np.ndarray, Any, str]] = []
         # Of the call that is being traced: JAX keeps no lines in some of what it caches.
         self.line = ""
         self._rules = rules
@@ -80,7 +81,26 @@ class Tracer:
             write(eqn.outvars, step.outputs(self._rules(eqn), values))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def constant(self, array: Any) -> Value:
+    def finish(self) -> Resolved:
+        """What the labels come to after the last equation."""
+        for labels, index, why in self.places:
+            if not self._moves_along(labels, index):
+                self.labels.mark("rerun", labels, why)
+        return self.labels.resolve()
+
+    def _moves_along(self, labels: np.ndarray, index: Any) -> bool:
+        """Whether an n-th of an axis is an n-th of it after any cut: all n parts are cut alike."""
+        if not isinstance(index, slice):
+            return False
+        size = len(range(*index.indices(len(labels))))
+        if size == 0 or len(labels) % size:
+            return False
+        parts = self.labels.find(labels).reshape(-1, size)
+        if abs(index.step or 1) > 1:
+            parts = self.labels.find(labels).reshape(size, -1).T
+        return bool((parts == parts[:1]).all())
+
+    def constant(self, array: Any, origin: str | None = "the function closes over") -> Value:
         """A value that is the same whatever the inputs are; its indices may go with any others."""
         known = known_array(array)
         shape = np.shape(array)
@@ -90,7 +110,11 @@ class Tracer:
             if known is not None:
                 rest = tuple(j for j in range(len(shape)) if j != i)
                 zero = np.asarray(~known.astype(bool).any(rest))
-            axes.append(self.fresh(size, zero))
+            axis = self.fresh(size, zero)
+            if axis.labels is not None and origin is not None:
+                why = f"a constant of shape {shape} that {origin} would have to be cut"
+                self.labels.mark("rerun", axis.labels, why)
+            axes.append(axis)
         return Value(tuple(axes), weight=True, known=known)
 
     def fresh(self, size: int, zero: Any = False) -> Axis:
@@ -120,7 +144,9 @@ class Step:
         known = self._evaluated(values)
         if known is not None:
             self.frame.constants[self.place] = known
-            return [self.tracer.constant(x) for x in known]
+            # One number everywhere can be made at any size.
+            origins = [None if (x == x.flat[:1]).all() else f"{self.where} makes" for x in known]
+            return list(map(self.tracer.constant, known, origins))
         if rule is not None:
             return rule(self, self.eqn, values)
         if any(axis.labels is not None for value in values for axis in value.axes):
@@ -143,9 +169,13 @@ class Step:
         for value in values:
             for axis in value.axes:
                 self.lock(axis, self.where)
-        return [
-            Value(tuple(self.tracer.fresh(n) for n in atom.aval.shape)) for atom in self.eqn.outvars
-        ]
+        answers = []
+        for atom in self.eqn.outvars:
+            axes = tuple(self.tracer.fresh(n) for n in atom.aval.shape)
+            for axis in axes:
+                self.rerun(axis, f"{self.where} makes a value of its full size")
+            answers.append(Value(axes))
+        return answers
 
     def inner(self, count: int) -> tuple[Frame, ...]:
         """The frames of the jaxprs that this equation calls."""
@@ -176,6 +206,20 @@ class Step:
         """Forbids to remove any index of an axis."""
         if axis.labels is not None:
             self.tracer.labels.mark("locked", axis.labels, why)
+
+    def rerun(self, axis: Axis, why: str) -> None:
+        """Notes why the code itself may differ at a smaller size."""
+        if axis.labels is not None:
+            self.tracer.labels.mark("rerun", axis.labels, why)
+
+    def pick(self, axis: Axis, index: Any) -> Axis:
+        """Some indices of an axis, at places that the code may have fixed."""
+        if np.array_equal(np.arange(axis.size)[index], np.arange(axis.size)):
+            return axis
+        if axis.labels is not None:
+            why = f"{self.where} may look at fixed places of it"
+            self.tracer.places.append((axis.labels, index, why))
+        return axis.take(index)
 
     def fix(self, axis: Axis, why: str) -> Axis:
         """The axis, locked."""

@@ -130,9 +130,9 @@ def labels(groups: Groups, params: Params) -> Any:
 
     A kernel between two layers belongs to two groups at once. Only what *produces* a unit is
     penalized, so that every entry is in one group at most; a leaf that produces units of two groups
-    (heads and their width) is in that of the first. The default weight of `group_lasso`, the root of
-    a unit's size, spares small units (a convolution of one channel) beside large ones: it may need
-    `weight=lambda size: 1.0` to reach them.
+    (heads and their width) is in that of the first. The default weight of `group_lasso`, the root
+    of a unit's size, spares small units (a convolution of one channel) beside large ones: it may
+    need `weight=lambda size: 1.0` to reach them.
 
     Args:
       groups: what `dependency.trace` found.
