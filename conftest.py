@@ -22,12 +22,18 @@ hypothesis.settings.load_profile("sparsejax")
 
 # The files that take longest, in this order; with `--dist loadfile`, none of them starts last.
 LONGEST = (
+    "test_random_networks",
+    "test_replay",
     "test_mnist_example",
     "test_dynamic_contract",
     "test_resume",
     "test_keep_masks",
     "test_transforms",
     "test_sparse_training_example",
+    "test_shrink_example",
+    "test_torch_pruning",
+    "test_resize_nnx",
+    "test_plan",
     "test_penalties",
     "test_solutions",
     "test_sensitivity",

@@ -8,7 +8,8 @@ from test_replay import assert_close
 
 from sparsejax import dependency, shrinking
 
-pytestmark = [pytest.mark.usefixtures("quickly"), pytest.mark.long]
+# As users have it: checking annotations takes half as long again.
+pytestmark = [pytest.mark.usefixtures("quickly", "as_users_have_it"), pytest.mark.long]
 
 
 @pytest.mark.parametrize("seed", range(500))

@@ -95,6 +95,7 @@ def _forward_only(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("as_users_have_it")
 def test_shrunk_equals_masked(name):
     check(CASES[name](), forward_only=_forward_only(name))
 

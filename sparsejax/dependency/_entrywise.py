@@ -24,6 +24,14 @@ tan tanh xor bitcast_convert_type zeta name device_put
 """.split()  # noqa: SIM905
 )
 
+# Zero of zeros: known without asking.
+_KEEP_ZERO = frozenset(
+    """
+abs add add_any asinh atan ceil convert_element_type copy copy_p erf expm1 floor log1p max min neg
+or real reduce_precision round sign sin sinh sqrt square stop_gradient sub tan tanh xor
+""".split()  # noqa: SIM905
+)
+
 # Sums of what is removed: nothing, where it is zero.
 _SUMS = ("reduce_sum", "reduce_or", "reduce_xor")
 _OTHER_REDUCTIONS = ("reduce_max", "reduce_min", "reduce_prod", "reduce_and")
@@ -65,10 +73,12 @@ def _zeros(eqn: Any, values: Sequence[Value], states: Sequence[Any]) -> np.ndarr
     columns = [zero for zero in states if zero is not None]
     if not columns:
         return np.zeros((), bool)
-    patterns, place = np.unique(np.stack(columns), axis=1, return_inverse=True)
+    # Which operands are zero, index by index, as one number each.
+    codes = sum(column.astype(np.int64) << i for i, column in enumerate(columns))
+    patterns, place = np.unique(codes, return_inverse=True)
     answers = []
-    for pattern in patterns.T:
-        flags = iter(pattern)
+    for pattern in patterns.tolist():
+        flags = iter([pattern >> i & 1 for i in range(len(columns))])
         numbers = [
             _number(value, False if state is None else bool(next(flags)))
             for value, state in zip(values, states, strict=True)
@@ -89,12 +99,12 @@ def _is_zero(eqn: Any, numbers: Sequence[Any]) -> bool:
     zeros = [x is not None and x == 0 for x in numbers]
     if name in ("mul", "and"):
         return any(zeros)
+    if name in _KEEP_ZERO and all(zeros):
+        return True
     if name in ("div", "rem"):
         return zeros[0] and not zeros[1]
     if name == "select_n" and numbers[0] is None:
         return all(zeros[1:])
-    if name == "convert_element_type":
-        return zeros[0]
     answer = _evaluated(eqn, numbers)
     return answer is not None and bool(answer == 0)
 
