@@ -135,6 +135,13 @@ RULES = {
     "running sum of rows": (lambda x: jnp.cumsum(x, 0), 6, SAME),
     "sort of rows": (lambda x: jnp.sort(x, 0), 6, SAME),
     "largest rows": (lambda x: lax.top_k(x.T, 2)[0].T, 6, SAME),
+    "pooled rows": (
+        lambda x: jax.grad(
+            lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (2, 1), (2, 1), "VALID").sum()
+        )(x),
+        6,
+        SAME,
+    ),
     "fft of rows": (lambda x: jnp.fft.fft(x, axis=0).real, 6, SAME),
     "barrier": (lambda x: lax.optimization_barrier(x), 6, SAME),
     "random": (lambda x: x * jax.random.uniform(jax.random.key(0), x.shape), 6, SAME),

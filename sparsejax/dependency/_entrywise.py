@@ -197,9 +197,11 @@ def _window(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
     for atom in eqn.outvars:
         axes = []
         for d, columns in enumerate(zip(*rows, strict=True)):
-            axis = step.unify(*columns)
-            size = atom.aval.shape[d]
-            axes.append(fixed(size, axis.why) if d in moving else axis.with_zero(axis.zero & whole))
+            if d in moving:
+                axes.append(fixed(atom.aval.shape[d], columns[0].why))
+            else:
+                axis = step.unify(*columns)
+                axes.append(axis.with_zero(axis.zero & whole))
         answers.append(Value(tuple(axes)))
     return answers
 
@@ -258,6 +260,8 @@ _rules.add(
     "reduce_window_max",
     "reduce_window_min",
     "reduce_window",
+    "select_and_gather_add",
+    "select_and_scatter_add",
 )
 _rules.add(_rules.Rule(_fft), "fft")
 _rules.add(_rules.Rule(_source, _whole), "iota", "random_bits", "rng_uniform")

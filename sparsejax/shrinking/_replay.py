@@ -20,10 +20,11 @@ def replay(apply_fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     its jaxpr is evaluated at the smaller ones: whatever its code makes of sizes (Linen's checks,
     means that divide by a width, reshapes with a number of heads, tables of positions) stays as it
     was. It works for any function of the variables, not only the one that was traced for the plan:
-    a training step's forward pass, a loss.
+    a training step's forward pass, a loss. Take gradients of the answer (`jax.grad(replay(loss,
+    plan))`) rather than replaying a gradient, whose convolutions may be locked.
 
-    The answer is pure: it works under `jit`, `grad`, `vmap`, `scan` and `jax.export`. Custom
-    derivatives and `jax.checkpoint` are kept. Tracing takes as long as that of `apply_fn` and a
+    The answer is pure: it works under `jit`, `grad`, `vmap`, `scan` and `jax.export` (which writes
+    files with flatbuffers, `pip install 'sparsejax[examples]'`, of plain dicts). Custom derivatives and `jax.checkpoint` are kept. Tracing takes as long as that of `apply_fn` and a
     walk over its equations; compiled, nothing is left of it: no index is gathered but in constants.
 
     Args:
