@@ -96,12 +96,17 @@ def check_shapes(name: str, tree: Any, params: Any) -> None:
             _checks.same_shape(name, path, leaf, "params", like)
 
 
+# The first words of variables that are collections, not layers; so are places in a tuple.
+_COLLECTIONS = frozenset({"params", "batch_stats", "state", "model_state", "buffers", "constants"})
+
+
 class Counterparts:
     """Which leaf of a tree a leaf of another one stands for: momentum for a parameter, say.
 
-    Trees such as an optimizer's state hold whole copies of the tree, or of one of its branches, at
-    some depth: a leaf stands for the one whose path, with or without its first word (`params`), its
-    own path ends in.
+    Trees such as an optimizer's state hold whole copies of the tree, or of one of its collections,
+    at some depth: a leaf stands for the one whose path its own path ends in. The first word of a
+    path may be missing where it is that of a collection (`params`, `batch_stats` ..., a place in a
+    tuple).
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -109,7 +114,8 @@ class Counterparts:
         for place, path in enumerate(paths):
             words = _split(path)
             self._places.setdefault(words, []).append(place)
-            if _named(words[1:]):
+            collection = words[:1] and (words[0] in _COLLECTIONS or words[0].isdigit())
+            if collection and _named(words[1:]):
                 self._places.setdefault(words[1:], []).append(place)
 
     def find(self, path: str, *, named: bool = False) -> list[int]:

@@ -591,3 +591,46 @@ def test_group_lasso_drives_whole_units_to_zero():
     assert 1 <= len(plan.removed["first"]) < 12
     small = sj.shrinking.shrink(params, plan)
     np.testing.assert_allclose(apply(small, x), apply(params, x), atol=1e-6)
+
+
+def test_a_constant_couples_nothing():
+    """A table that two layers share, a zero state of two scans: each may be cut in its own way."""
+    table = np.cos(np.arange(32.0)).reshape(4, 8).astype(np.float32)
+    variables = {"a": draw(3, 8), "b": draw(8, 5), "c": draw(5, 8), "d": draw(8, 2)}
+
+    def tables(v, x):
+        hidden = jax.nn.relu((x @ v["a"]) * table) @ v["b"] @ v["c"]
+        return jax.nn.relu(hidden * table) @ v["d"]
+
+    def scans(v, x):
+        zero = jnp.zeros((4, 8))
+        for one in (x @ v["a"], None):
+            inner = one if one is not None else last @ v["b"] @ v["c"]  # noqa: F821
+            last = lax.scan(lambda c, _, h=inner: (jnp.tanh(h + c), None), zero, length=3)[0]
+        return last @ v["d"]
+
+    for apply in (tables, scans):
+        groups = dependency.trace(apply, variables, draw(4, 3))
+        assert {name: group.size for name, group in groups.items()} == {"a": 8, "b": 5, "c": 8}
+        scores = {name: np.arange(g.size) % 3 for name, g in groups.items()}
+        plan = sj.shrinking.plan(groups, scores, sparsity=0.5)
+        small = sj.shrinking.shrink(variables, plan)
+        got = sj.shrinking.replay(apply, plan)(small, draw(4, 3))
+        want = apply(sj.shrinking.expand(small, plan), draw(4, 3))
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_printing_locks_nothing():
+    def shown(x):
+        jax.debug.print("{}", x)
+        return x
+
+    assert units(between(shown)) == pairs(SAME)
+
+
+def test_symbolic_sizes_are_refused_by_name(as_users_have_it):
+    (batch,) = jax.export.symbolic_shape("b")
+    with pytest.raises(ValueError, match="inputs must have sizes that are numbers"):
+        dependency.trace(
+            lambda v, x: x @ v, draw(3, 2), jax.ShapeDtypeStruct((batch, 3), jnp.float32)
+        )

@@ -455,3 +455,77 @@ def test_training_goes_on_as_if_nothing_had_been_cut():
     *_, got = run(small, small_state, tx, 200)
     np.testing.assert_allclose(got, want, rtol=1e-4)
     assert want[-1] < 0.7 * want[0]
+
+
+def test_what_a_norm_reads_is_not_dead():
+    """All parameters that read a unit are masked; a mean or a product still does."""
+    params = {"w": draw(3, 8), "o": draw(8, 2)}
+    masks = {"w": np.ones((3, 8), bool), "o": np.arange(8)[:, None] != 3}
+
+    def plain(p, x):
+        return jax.nn.relu(x @ p["w"]) @ p["o"]
+
+    def summed(p, x):
+        return plain(p, x) + jax.nn.relu(x @ p["w"]).sum(-1, keepdims=True)
+
+    def squared(p, x):
+        hidden = x @ p["w"]
+        return (hidden @ hidden.T) @ hidden @ p["o"]
+
+    for apply, gone in ((plain, 1), (summed, 0), (squared, 0)):
+        groups = dependency.trace(apply, params, draw(4, 3))
+        plan = shrinking.plan(groups, masks)
+        assert len(plan.removed.get("w", ())) == gone
+        masked = jax.tree.map(lambda w, m: np.where(m, w, 0), params, masks)
+        got = shrinking.replay(apply, plan)(shrinking.shrink(masked, plan), draw(4, 3))
+        np.testing.assert_allclose(got, apply(masked, draw(4, 3)), atol=1e-4)
+
+
+def test_other_networks_in_the_same_tree_stay():
+    variables = {"enc": {"w": draw(3, 16)}, "dec": {"w": draw(16, 2)}}
+    groups = dependency.trace(lambda v, x: x @ v["enc"]["w"] @ v["dec"]["w"], variables, draw(1, 3))
+    plan = shrinking.plan(groups, variables, keep=4)
+    both = {"gen": variables, "disc": {"fc": {"w": draw(3, 16)}}}
+    small = shrinking.shrink(both, plan)
+    assert small["gen"]["enc"]["w"].shape == (3, 4)
+    assert small["disc"]["fc"]["w"] is both["disc"]["fc"]["w"]
+
+
+def test_states_in_other_shapes_are_refused():
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    for tx, message in (
+        (optax.sm3(0.1), "a piece of a variable at"),
+        (optax.flatten(optax.adam(0.1)), "all variables as one vector at"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            shrinking.shrink(tx.init(params), PLAN)
+
+
+def test_flat_dicts_named_like_groups():
+    params = {"w": draw(3, 8)}
+    groups = dependency.trace(lambda v, x: jax.nn.relu(x @ v["w"]) @ v["w"].T, params, draw(1, 3))
+    assert counts(shrinking.plan(groups, sj.criteria.magnitude(params), sparsity=0.5)) == {"w": 4}
+    masks = {"w": (np.arange(8) > 2)[None]}
+    assert counts(shrinking.plan(groups, masks)) == {"w": 3}
+    with pytest.raises(
+        ValueError, match="`scores` must name groups, got 'ww'; there are 'w0', 'w1'"
+    ):
+        shrinking.plan(GROUPS, {"w0": np.ones(10), "ww": np.ones(7)}, sparsity=0.5)
+
+
+@pytest.mark.parametrize("nothing", [None, {}, []])
+def test_scores_of_nothing_are_refused(nothing):
+    with pytest.raises(ValueError, match="`scores` must hold numbers"):
+        shrinking.plan(GROUPS, nothing, sparsity=0.5)
+
+
+def test_shrinking_twice_and_no_plan(as_users_have_it):
+    with pytest.raises(ValueError, match="it has been shrunk already"):
+        shrinking.shrink(shrinking.shrink(PARAMS, PLAN), PLAN)
+    with pytest.raises(TypeError, match=r"`plan` must be a shrinking\.Plan"):
+        shrinking.shrink(PLAN, PARAMS)
+
+
+def test_a_pattern_that_matches_nothing_is_named():
+    with pytest.raises(ValueError, match="`only` must match a group, got 'nope'"):
+        shrinking.plan(GROUPS, SCORES, sparsity=0.5, only=["w0", "nope"])

@@ -54,12 +54,19 @@ class Evaluation:
     evaluator: "Evaluator"
     frame: Frame
     place: int
+    eqn: Any = None
 
     def kept(self, atom: Any, axis: int) -> np.ndarray:
         """(size,) which indices of an axis of a value stay."""
-        labels = self.frame.labels[atom][axis] if not _jaxpr.literal(atom) else None
-        mask = self.evaluator.keeps.mask(labels)
+        mask = self.evaluator.keeps.mask(self._labels(atom)[axis])
         return np.ones(atom.aval.shape[axis], bool) if mask is None else mask
+
+    def _labels(self, atom: Any) -> Sequence[np.ndarray | None]:
+        if _jaxpr.literal(atom):
+            return (None,) * len(atom.aval.shape)
+        operands = self.eqn.invars if self.eqn is not None and atom in self.frame.shared else ()
+        uses = (self.frame.uses.get((self.place, i)) for i, x in enumerate(operands) if x is atom)
+        return next((labels for labels in uses if labels is not None), self.frame.labels[atom])
 
     def shape(self, atom: Any) -> tuple[int, ...]:
         """The smaller shape of a value."""
@@ -67,9 +74,16 @@ class Evaluation:
 
     def cut(self, atom: Any, array: Any) -> Any:
         """What stays of a value that was made at full size."""
-        for axis in range(len(atom.aval.shape)):
-            mask = self.kept(atom, axis)
-            if not mask.all():
+        return self._cut(self.frame.labels[atom], array)
+
+    def used(self, operand: int, array: Any) -> Any:
+        """An operand; of a constant, what stays of it at this use."""
+        return self._cut(self.frame.uses.get((self.place, operand), ()), array)
+
+    def _cut(self, labels: Sequence[np.ndarray | None], array: Any) -> Any:
+        for axis, own in enumerate(labels):
+            mask = self.evaluator.keeps.mask(own)
+            if mask is not None:
                 array = take(array, np.flatnonzero(mask), axis)
         return array
 
@@ -106,7 +120,9 @@ class Evaluation:
         shape = atom.aval.shape
         labels = (None,) * len(shape) if _jaxpr.literal(atom) else self.frame.labels[atom]
         rows = zip(shape, labels, strict=True)
-        return Value(tuple(Axis(n, found, np.zeros(n, bool)) for n, found in rows))
+        axes = tuple(Axis(n, found, np.zeros(n, bool)) for n, found in rows)
+        constant = not _jaxpr.literal(atom) and atom in self.frame.shared
+        return Value(axes, constant=constant)
 
 
 Rules = Callable[[Any], Any]
@@ -126,22 +142,24 @@ class Evaluator:
         env: dict[Any, Any] = dict(zip(jaxpr.invars, args, strict=True))
         whole = Evaluation(self, frame, -1)
         for atom, array in zip(jaxpr.constvars, consts, strict=True):
-            env[atom] = whole.cut(atom, array)
+            env[atom] = array if atom in frame.shared else whole.cut(atom, array)
 
         def read(atom: Any) -> Any:
             return atom.val if _jaxpr.literal(atom) else env[atom]
 
         for place, eqn in _jaxpr.live(jaxpr):
-            evaluation = Evaluation(self, frame, place)
+            evaluation = Evaluation(self, frame, place, eqn)
             if place in frame.constants:
                 rows = zip(eqn.outvars, frame.constants[place], strict=True)
-                answers = [jnp.asarray(evaluation.cut(atom, array)) for atom, array in rows]
+                answers = [jnp.asarray(array) for _, array in rows]
             else:
                 rule = self.rules(eqn)
                 evaluate = as_it_is if rule is None else rule.evaluate
-                answers = evaluate(evaluation, eqn, [read(atom) for atom in eqn.invars])
+                operands = [read(atom) for atom in eqn.invars]
+                operands = [evaluation.used(i, array) for i, array in enumerate(operands)]
+                answers = evaluate(evaluation, eqn, operands)
             env.update(zip(eqn.outvars, answers, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+        return [whole.used(i, read(atom)) for i, atom in enumerate(jaxpr.outvars)]
 
     def touched(self, frame: Frame) -> bool:
         """Whether anything in a call is smaller than it was."""
@@ -149,7 +167,7 @@ class Evaluator:
         if found is None:
             own = any(
                 self.keeps.mask(labels) is not None
-                for axes in frame.labels.values()
+                for axes in (*frame.labels.values(), *frame.uses.values())
                 for labels in axes
             )
             inner = (f for frames in frame.inner.values() for f in frames)

@@ -38,10 +38,13 @@ class Group:
       flops: (size,) floating-point operations likewise, in one call of the function: two for each
         multiplication with addition in products and convolutions, nothing else.
       exact: whether the function without a unit equals the function in which all entries of the
-        unit are zero.
+        unit are zero, where that is finite (a weight norm without epsilon divides 0 by 0 there). So
+        do their derivatives, but for custom rules that reduce over units themselves.
       why: where it is not exact: the reasons, each with the line of the code.
       silent: whether it is enough for that that the *produced* entries of the unit are zero: then
         whatever reads the unit reads zeros.
+      mingled: whether something besides parameters reads the units, too: a norm, a sum, a product
+        of two activations.
       rerun: why the code of the function itself, called with smaller params, may differ from the
         function re-evaluated (`shrinking.replay`): means that divide by their own new size,
         constants that would have to be cut, places that it may have fixed. Empty where nothing in
@@ -58,6 +61,7 @@ class Group:
     exact: bool
     why: tuple[str, ...]
     silent: bool
+    mingled: bool
     rerun: tuple[str, ...]
     units: np.ndarray
 

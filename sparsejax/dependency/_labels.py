@@ -19,9 +19,10 @@ class Labels:
         self._parent = np.empty(0, np.int64)
         # (label, 2): the parts of a root, -1 for none.
         self._parts = np.empty((0, 2), np.int64)
-        # By label, the place of the first reason why it is locked, inexact, audible; -1 for none.
+        # By label, the place of the first reason for each kind of mark; -1 for none.
         self._marks: dict[str, np.ndarray] = {
-            kind: np.empty(0, np.int64) for kind in ("locked", "inexact", "audible", "rerun")
+            kind: np.empty(0, np.int64)
+            for kind in ("locked", "inexact", "audible", "mingled", "rerun")
         }
         self._births = np.empty(0, np.int64)
         self._reasons: list[str] = []
@@ -43,6 +44,13 @@ class Labels:
         self._births[labels] = self._dimensions
         self._dimensions += 1
         return labels
+
+    def fresh_like(self, labels: np.ndarray) -> np.ndarray:
+        """New labels with the marks of others."""
+        new = self.fresh(len(labels))
+        for marks in self._marks.values():
+            marks[new] = marks[labels]
+        return new
 
     def paired(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """New labels whose parts are `first` and `second`, arrays of one length."""
@@ -75,7 +83,7 @@ class Labels:
                 pending += self._hook(np.minimum(a, b), np.maximum(a, b))
 
     def mark(self, kind: str, labels: np.ndarray, reason: str) -> None:
-        """Notes why labels are `locked`, `inexact`, `audible` or differ in a `rerun`."""
+        """Notes why labels are `locked`, `inexact` and so on; see the marks of `Group`."""
         place = self._places.setdefault(reason, len(self._reasons))
         if place == len(self._reasons):
             self._reasons.append(reason)

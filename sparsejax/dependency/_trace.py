@@ -92,6 +92,12 @@ def traced_function(apply_fn: Callable[..., Any], variables: Any, inputs: Any) -
                 f"`variables` must hold arrays, got {_leaves.brief(leaf)} at {path!r}; split off "
                 "what is none (nnx.split, eqx.partition) and put it into `apply_fn`."
             )
+    for path, leaf in zip(*_tree.flatten(inputs)[:2], strict=True):
+        if not all(_leaves.is_int(n) for n in _leaves.shape_of(leaf) or ()):
+            raise ValueError(
+                "inputs must have sizes that are numbers, got "
+                f"{_leaves.describe(leaf)} at {path!r}: trace and export one batch size, or each that is wanted."
+            )
     closed, shape = jax.make_jaxpr(apply_fn, return_shape=True)(variables, *inputs)
     outputs = _tree.flatten(shape)
     tracer = Tracer(lambda eqn: None if (rule := _rules.rule_of(eqn)) is None else rule.trace)
@@ -211,7 +217,7 @@ class _Answer:
         kinds: dict[Any, list[int]] = defaultdict(list)
         births = self._labels.birth(self._free)
         for atom, birth in zip(self._free.tolist(), births.tolist(), strict=True):
-            marks = [self._resolved.why(kind, atom) for kind in ("inexact", "audible")]
+            marks = [self._resolved.why(kind, atom) for kind in ("inexact", "audible", "mingled")]
             kinds[birth, tuple(rows[atom]), *marks].append(atom)
         lists = [sorted(atoms, key=lambda a: first[a]) for atoms in kinds.values()]
         # A single unit is the whole of its axis: nothing would be left.
@@ -269,7 +275,7 @@ class _Answer:
             kind: tuple(
                 dict.fromkeys(w for a in atoms if (w := self._resolved.why(kind, a)) is not None)
             )
-            for kind in ("inexact", "audible", "rerun")
+            for kind in ("inexact", "audible", "mingled", "rerun")
         }
         return Group(
             name=members[0][2].path,
@@ -280,6 +286,7 @@ class _Answer:
             exact=not marks["inexact"],
             why=marks["inexact"],
             silent=not marks["inexact"] and not marks["audible"],
+            mingled=bool(marks["mingled"]),
             rerun=marks["rerun"],
             units=units,
         )

@@ -31,6 +31,9 @@ class Frame:
       inner: by the place of an equation, the frames of the jaxprs that it calls.
       operations: by the place of an equation, what it costs.
       constants: by the place of an equation, its outputs where they are small constants.
+      uses: by the place of an equation and of its operand, the labels of a constant there; the
+        outputs of the jaxpr are the operands of equation -1.
+      shared: the constants, which stand at full size until they are used.
       alternatives: the places of equations of whose jaxprs only one runs.
       repeats: how often the jaxpr runs in one call, as far as that is known.
     """
@@ -39,6 +42,10 @@ class Frame:
     inner: dict[int, tuple["Frame", ...]] = dataclasses.field(default_factory=dict)
     operations: dict[int, Operations] = dataclasses.field(default_factory=dict)
     constants: dict[int, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+    uses: dict[tuple[int, int], tuple[np.ndarray | None, ...]] = dataclasses.field(
+        default_factory=dict
+    )
+    shared: set[Any] = dataclasses.field(default_factory=set)
     alternatives: set[int] = dataclasses.field(default_factory=set)
     repeats: int = 1
 
@@ -67,6 +74,8 @@ class Tracer:
             for atom, value in zip(atoms, values, strict=True):
                 env[atom] = value
                 frame.labels[atom] = tuple(axis.labels for axis in value.axes)
+                if value.constant:
+                    frame.shared.add(atom)
 
         def read(atom: Any) -> Value:
             if _jaxpr.literal(atom):
@@ -79,7 +88,19 @@ class Tracer:
             step = Step(self, frame, place, eqn)
             values = [read(atom) for atom in eqn.invars]
             write(eqn.outvars, step.outputs(self._rules(eqn), values))
-        return [read(atom) for atom in jaxpr.outvars]
+        return [self.use(frame, -1, i, read(atom)) for i, atom in enumerate(jaxpr.outvars)]
+
+    def use(self, frame: Frame, place: int, operand: int, value: Value) -> Value:
+        """An operand; a constant has new labels at every use, which couple it with nothing else."""
+        if not value.constant:
+            return value
+        fresh = self.labels.fresh_like
+        axes = tuple(
+            a if a.labels is None else dataclasses.replace(a, labels=fresh(a.labels))
+            for a in value.axes
+        )
+        frame.uses[place, operand] = tuple(axis.labels for axis in axes)
+        return dataclasses.replace(value, axes=axes)
 
     def finish(self) -> Resolved:
         """What the labels come to after the last equation."""
@@ -115,7 +136,7 @@ class Tracer:
                 why = f"a constant of shape {shape} that {origin} would have to be cut"
                 self.labels.mark("rerun", axis.labels, why)
             axes.append(axis)
-        return Value(tuple(axes), weight=True, known=known)
+        return Value(tuple(axes), weight=True, known=known, constant=True)
 
     def fresh(self, size: int, zero: Any = False) -> Axis:
         """An axis of its own labels; one of a single index is fixed."""
@@ -147,6 +168,8 @@ class Step:
             # One number everywhere can be made at any size.
             origins = [None if (x == x.flat[:1]).all() else f"{self.where} makes" for x in known]
             return list(map(self.tracer.constant, known, origins))
+        use = self.tracer.use
+        values = [use(self.frame, self.place, i, value) for i, value in enumerate(values)]
         if rule is not None:
             return rule(self, self.eqn, values)
         if any(axis.labels is not None for value in values for axis in value.axes):
@@ -256,11 +279,15 @@ class Step:
             return
         self.inexact(labels[~(a.zero | b.zero)], "a product without a parameter")
         marks = self.tracer.labels
+        if weights[0] == weights[1]:
+            marks.mark("mingled", labels, self.where)
         if weights == (False, False):
             marks.mark("rerun", labels, f"its size may scale the result of {self.where}")
         elif weights != (True, True):
             weight, active = (a, b) if weights[0] else (b, a)
             self.tracer.consumed |= weight.origins
+            if not weight.origins:
+                marks.mark("mingled", labels, self.where)
             loud = labels[~active.zero]
             marks.mark("audible", loud, f"{self.where} reads it where it may not be zero")
 

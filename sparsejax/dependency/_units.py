@@ -73,8 +73,9 @@ def dead_units(
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Units that masks have silenced, and hints about those that they have not quite.
 
-    A unit is dead where nothing reads it (all entries with which others read it are masked), or
-    where all that produces it is masked, bias and scale included, and its group is `silent`.
+    A unit is dead where nothing reads it (all entries with which others read it are masked, and its
+    group is not `mingled`), or where all that produces it is masked, bias and scale included, and
+    its group is `silent`.
 
     Args:
       groups: what `dependency.trace` found.
@@ -108,7 +109,8 @@ def dead_units(
         }
         read = [alive[m] for m in group.members if not m.produced]
         made = [m for m in group.members if m.produced]
-        unread = ~np.any(read, axis=0) if read else np.zeros(group.size, bool)
+        seen = group.mingled or not read
+        unread = np.zeros(group.size, bool) if seen else ~np.any(read, axis=0)
         unmade = ~np.any([alive[m] for m in made], axis=0)
         weights = [m for m in made if _rank(groups, m.path) > 1]
         emptied = ~np.any([alive[m] for m in weights or made], axis=0)

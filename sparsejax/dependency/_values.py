@@ -48,11 +48,13 @@ class Value:
       axes: its axes.
       weight: whether it is made of variables and constants alone, not of the inputs.
       known: its numbers where they are known: a small array, or one number for all entries.
+      constant: whether it depends on nothing, so that every use may cut it in its own way.
     """
 
     axes: tuple[Axis, ...]
     weight: bool = False
     known: np.ndarray | None = None
+    constant: bool = False
 
     @property
     def uniform(self) -> np.ndarray | None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from sparsejax import _checks, _leaves
@@ -13,6 +14,7 @@ from sparsejax.dependency import Group, Groups, dead_units, unit_scores
 from sparsejax.dependency._units import is_masks
 from sparsejax.shrinking._plan import Plan, make
 
+_HINT = " Groups that are not exact are cut with approximate=True only."
 _AMOUNTS = "one of sparsity, keep, flops, params"
 
 
@@ -93,13 +95,18 @@ def plan(
     for name, number in (("min_units", min_units), ("multiple_of", multiple_of)):
         _positive(name, number)
     names = [name for name, group in groups.items() if _matches(group, only)]
-    if len(groups) and not names:
-        raise ValueError(f"`only` must match a group, got {only!r}; there are {', '.join(groups)}.")
+    for pattern in [only] if isinstance(only, str) else only:
+        if len(groups) and not any(_matches(group, pattern) for group in groups.values()):
+            raise ValueError(
+                f"`only` must match a group, got {pattern!r}; there are {', '.join(groups)}."
+            )
     left = {n: _not_exact(groups[n]) for n in names if not groups[n].exact and not approximate}
     names = [name for name in names if name not in left]
     amounts = {"sparsity": sparsity, "keep": keep, "flops": flops, "params": params}
     given = {name: value for name, value in amounts.items() if value is not None}
-    if not isinstance(scores, Mapping) or not _by_group(scores, groups):
+    if len(groups) and not jax.tree.leaves(scores):
+        raise ValueError(f"`scores` must hold numbers, got {_leaves.brief(scores)}.")
+    if not _by_group(scores, groups):
         if is_masks(scores):
             if given:
                 raise ValueError(f"`scores` are masks: they say what goes; got {[*given]}, too.")
@@ -157,7 +164,7 @@ def _kept(rules: dict[str, _Rule], keep: Any) -> dict[str, np.ndarray]:
             if not found:
                 raise ValueError(
                     f"`keep` must name groups that can be cut, got {name!r}; there are "
-                    f"{', '.join(map(repr, rules))}."
+                    f"{', '.join(map(repr, rules)) or 'none'}.{_HINT}"
                 )
             wanted |= dict.fromkeys(found, number)
     else:
@@ -209,7 +216,7 @@ def _within(
     if price(high) > limit:
         raise ValueError(
             f"`{kind}` must leave room for what cannot be removed, got {budget}: no less than "
-            f"{price(high):,} of {full:,} ({price(high) / max(full, 1):.1%}) can be reached."
+            f"{price(high):,} of {full:,} ({price(high) / max(full, 1):.1%}) can be reached.{_HINT}"
         )
     while low < high:
         middle = (low + high) // 2
@@ -227,8 +234,20 @@ def _budget(kind: str, budget: Any, full: int) -> float:
     return float(budget) * full
 
 
-def _by_group(scores: Mapping[str, Any], groups: Groups) -> bool:
-    return bool(scores) and all(name in groups for name in scores)
+def _by_group(scores: Any, groups: Groups) -> bool:
+    """Whether scores are those of units, by name, and not a tree of entries."""
+    if not isinstance(scores, Mapping) or not any(name in groups for name in scores):
+        return False
+    rows = list(scores.values())
+    if any(np.ndim(row) != 1 or _leaves.dtype_of(row) == np.dtype(bool) for row in rows):
+        return False
+    unknown = [name for name in scores if name not in groups]
+    if unknown:
+        raise ValueError(
+            f"`scores` must name groups, got {unknown[0]!r}; there are "
+            f"{', '.join(map(repr, groups))}."
+        )
+    return True
 
 
 def _unit_scores(scores: Any, names: list[str], groups: Groups) -> dict[str, np.ndarray]:

@@ -100,6 +100,8 @@ Change = Callable[[Any, dict[int, np.ndarray], tuple[int, ...]], Any]
 
 
 def _mapped(tree: Any, plan: Plan, change: Change, *, small: bool) -> Any:
+    if not isinstance(plan, Plan):
+        raise TypeError(f"`plan` must be a shrinking.Plan, got {_leaves.brief(plan)}.")
     flat = _tree.flatten(tree)
     counterparts = _tree.Counterparts(list(plan.leaves))
     cuts = list(plan.leaves.values())
@@ -108,6 +110,7 @@ def _mapped(tree: Any, plan: Plan, change: Change, *, small: bool) -> Any:
         _refuse_probes(path)
         found = [cuts[place] for place in counterparts.find(path)]
         if not found or _leaves.shape_of(leaf) is None:
+            _refuse_parts(path, leaf, counterparts, plan, small)
             leaves.append(leaf)
             continue
         options = [_axes(path, leaf, cut, small) for cut in found]
@@ -181,8 +184,29 @@ def _refuse_probes(path: str) -> None:
         )
 
 
+def _refuse_parts(
+    path: str, leaf: Any, counterparts: _tree.Counterparts, plan: Plan, small: bool
+) -> None:
+    """Pieces of variables (SM3's maxima along axes), and all of them as one vector."""
+    parent, _, last = path.rpartition(".")
+    piece = np.ndim(leaf) > 0 and last.isdigit() and counterparts.find(parent, named=True)
+    flattened = _leaves.shape_of(leaf) == (plan.params[small],) and len(plan.leaves) > 1
+    if plan.removed and np.size(leaf) > 1 and (piece or flattened):
+        raise ValueError(
+            f"`tree` has {'a piece of a variable' if piece else 'all variables as one vector'} at "
+            f"{path!r}, {_leaves.describe(leaf)}, which cannot be cut: make this state anew, "
+            "`tx.init(small)`."
+        )
+
+
 def _misfit(path: str, leaf: Any, found: list[Cut], small: bool, several: bool) -> ValueError:
     wanted = " or ".join(str(cut.small if small else cut.shape) for cut in found)
+    if any(_leaves.shape_of(leaf) == (cut.shape if small else cut.small) for cut in found):
+        return ValueError(
+            f"`tree` must have the shapes {'after' if small else 'before'} the cut: at {path!r} it "
+            f"is {_leaves.describe(leaf)}, the shape {'before' if small else 'after'} it; "
+            f"{'shrink' if small else 'it has been shrunk already: expand'} it first."
+        )
     return ValueError(
         f"`tree` must have the shapes {'after' if small else 'before'} the cut: at {path!r} it is "
         f"{_leaves.describe(leaf)}, "

@@ -24,8 +24,10 @@ def replay(apply_fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     plan))`) rather than replaying a gradient, whose convolutions may be locked.
 
     The answer is pure: it works under `jit`, `grad`, `vmap`, `scan` and `jax.export` (which writes
-    files with flatbuffers, `pip install 'sparsejax[examples]'`, of plain dicts). Custom derivatives and `jax.checkpoint` are kept. Tracing takes as long as that of `apply_fn` and a
-    walk over its equations; compiled, nothing is left of it: no index is gathered but in constants.
+    files with flatbuffers, `pip install 'sparsejax[examples]'`, of plain dicts and of sizes that
+    are numbers). Custom derivatives and `jax.checkpoint` are kept. Tracing takes as long as that of
+    `apply_fn` and a walk over its equations; compiled, nothing is left of it: no index is gathered
+    but in constants.
 
     Args:
       apply_fn: `(variables, *inputs) -> outputs`, pure.
