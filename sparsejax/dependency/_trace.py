@@ -96,7 +96,8 @@ def traced_function(apply_fn: Callable[..., Any], variables: Any, inputs: Any) -
         if not all(_leaves.is_int(n) for n in _leaves.shape_of(leaf) or ()):
             raise ValueError(
                 "inputs must have sizes that are numbers, got "
-                f"{_leaves.describe(leaf)} at {path!r}: trace and export one batch size, or each that is wanted."
+                f"{_leaves.describe(leaf)} at {path!r}: trace and export one batch size, or each "
+                "that is wanted."
             )
     closed, shape = jax.make_jaxpr(apply_fn, return_shape=True)(variables, *inputs)
     outputs = _tree.flatten(shape)
