@@ -148,8 +148,7 @@ def _reduction(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
         rest = axis.labels[~axis.zero] if exact else axis.labels
         step.inexact(rest, "a reduction without a parameter")
         step.tracer.labels.mark("mingled", axis.labels, step.where)
-        why = f"a mean would divide by its size: {step.where}"
-        step.tracer.labels.mark("rerun", axis.labels, why)
+        step.rerun(axis, f"a mean would divide by its size: {step.where}")
     axes = tuple(axis for d, axis in enumerate(value.axes) if d not in eqn.params["axes"])
     known = value.uniform if eqn.primitive.name in ("reduce_max", "reduce_min") else None
     return [Value(axes, value.weight, known)]

@@ -210,15 +210,7 @@ class Step:
     def call(self, frame: Frame, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
         """Traces a jaxpr that this equation calls."""
         open_, consts = _jaxpr.opened(jaxpr)
-        if frame.labels:
-            made: list[Value] = []
-            for atom, array in zip(open_.constvars, consts, strict=True):
-                value = self.tracer.constant(array)
-                rows = zip(value.axes, frame.labels[atom], strict=True)
-                axes = tuple(dataclasses.replace(axis, labels=was) for axis, was in rows)
-                made.append(dataclasses.replace(value, axes=axes))
-        else:
-            made = [self.tracer.constant(array) for array in consts]
+        made = [self.tracer.constant(array) for array in consts]
         before = self.tracer.line
         self.tracer.line = _jaxpr.line(self.eqn) or before
         outputs: list[Value] = self.tracer.run(frame, open_, made, args)

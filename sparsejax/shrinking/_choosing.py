@@ -111,9 +111,8 @@ def plan(
             if given:
                 raise ValueError(f"`scores` are masks: they say what goes; got {[*given]}, too.")
             dead, hints = dead_units(groups, scores, approximate=approximate)
-            chosen = {n: dead[n] for n in names}
             rules = {n: _Rule(groups[n], ~dead[n], min_units, multiple_of) for n in names}
-            removed = {n: rules[n].lowest(int(chosen[n].sum())) for n in names}
+            removed = {n: rules[n].lowest(int(dead[n].sum())) for n in names}
             left |= {n: hint for n, hint in hints.items() if n in names and not len(removed[n])}
             return make(groups, removed, left)
         scores = unit_scores(groups, scores)

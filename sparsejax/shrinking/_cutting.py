@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import _leaves, _tree
-from sparsejax.shrinking._plan import Cut, Plan
+from sparsejax.shrinking._plan import Cut, Plan, check_plan
 
 # Below this, optax's factored second moments are not factored (`min_dim_size_to_factor`).
 _LEAST_FACTORED = 128
@@ -100,8 +100,7 @@ Change = Callable[[Any, dict[int, np.ndarray], tuple[int, ...]], Any]
 
 
 def _mapped(tree: Any, plan: Plan, change: Change, *, small: bool) -> Any:
-    if not isinstance(plan, Plan):
-        raise TypeError(f"`plan` must be a shrinking.Plan, got {_leaves.brief(plan)}.")
+    check_plan(plan)
     flat = _tree.flatten(tree)
     counterparts = _tree.Counterparts(list(plan.leaves))
     cuts = list(plan.leaves.values())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsejax import _leaves
 from sparsejax.dependency import Groups
 
 _FORMAT = "sparsejax.shrinking.Plan"
@@ -182,6 +183,12 @@ def _rising(where: str, indices: Any, size: int) -> tuple[int, ...]:
 
 def _damaged(what: str) -> bool:
     raise ValueError(what)
+
+
+def check_plan(plan: Any) -> None:
+    """Refuses what is no plan."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"`plan` must be a shrinking.Plan, got {_leaves.brief(plan)}.")
 
 
 def make(groups: Groups, removed: Mapping[str, np.ndarray], left: Mapping[str, str]) -> Plan:

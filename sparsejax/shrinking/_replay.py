@@ -10,7 +10,7 @@ from sparsejax import _checks, _leaves, _tree
 from sparsejax.dependency._evaluator import Evaluator, Kept
 from sparsejax.dependency._rules import rule_of
 from sparsejax.dependency._trace import Traced, traced_function
-from sparsejax.shrinking._plan import Plan
+from sparsejax.shrinking._plan import Plan, check_plan
 
 
 def replay(apply_fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
@@ -55,8 +55,7 @@ def replay(apply_fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
       Array([[87., 87.]], dtype=float32)
     """
     _checks.function("apply_fn", apply_fn, "(variables, *inputs) -> outputs", "model.apply")
-    if not isinstance(plan, Plan):
-        raise TypeError(f"`plan` must be a shrinking.Plan, got {_leaves.brief(plan)}.")
+    check_plan(plan)
 
     def small_fn(variables: Any, *inputs: Any) -> Any:
         flat = _tree.flatten(variables)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsejax import _leaves
 from sparsejax.shrinking._cutting import shrink
-from sparsejax.shrinking._plan import Cut, Plan
+from sparsejax.shrinking._plan import Cut, Plan, check_plan
 
 Cuts = Mapping[str, Cut]
 
@@ -52,8 +52,7 @@ def resize_nnx(model: Any, plan: Plan) -> Any:
     """
     if not _is_flax(model, "Module"):
         raise TypeError(f"`model` must be an nnx.Module, got {_leaves.brief(model)}.")
-    if not isinstance(plan, Plan):
-        raise TypeError(f"`plan` must be a shrinking.Plan, got {_leaves.brief(plan)}.")
+    check_plan(plan)
     # The core imports no framework, but this one is there. Modules' own deepcopy also copies the
     # functions that they store, and a copy of `jax.nn.relu` equals no `jax.nn.relu`.
     nnx: Any = sys.modules["flax.nnx"]
