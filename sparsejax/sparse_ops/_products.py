@@ -1,0 +1,206 @@
+"""`x @ w` that skips the zeros of w."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sparsejax import _leaves
+from sparsejax.sparse_ops import _kernel
+from sparsejax.sparse_ops._matrix import SparseMatrix, check_sparse, check_values, dense
+from sparsejax.sparse_ops._structure import Structure
+
+
+def matmul(x: Any, w: SparseMatrix) -> jax.Array:
+    """`x @ w` without the work for the zeros of w.
+
+    On a CPU a compiled kernel reads the kept weights alone (`backend` says which); everywhere else,
+    GPU and TPU included, the masked dense matrix is multiplied by XLA, with the same answer.
+    Either way the products are added up in float32.
+
+    Zeros that are skipped do not multiply: a NaN or an infinity in x reaches the outputs that keep
+    a weight for it and no other, where a dense product would make NaN of 0 * inf.
+    `skipped_nonfinite` counts such entries.
+
+    Pure: works under `jit`, `vmap` over x (one product of all rows) and reverse-mode `grad`, also
+    twice, with respect to x and to the kept values. The gradient of x is a sparse product again;
+    that of the values costs a dense product. Sharded x: use `jax.shard_map`, XLA gathers it
+    otherwise.
+
+    Args:
+      x: (..., inputs), floating.
+      w: (inputs, outputs).
+
+    Returns:
+      (..., outputs), of the dtype that `jnp.matmul` gives.
+
+    Raises:
+      TypeError: if `x` is not floating, or `w` no `SparseMatrix` of float32 or bfloat16.
+      ValueError: if `w` is no matrix, or shapes do not fit.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from sparsejax import sparse_ops
+      >>> w = sparse_ops.SparseMatrix.from_dense(jnp.array([[1.0, 0.0], [0.0, 2.0]]))
+      >>> x = jnp.array([[3.0, 4.0]])
+      >>> sparse_ops.matmul(x, w)
+      Array([[3., 8.]], dtype=float32)
+      >>> jax.grad(lambda w: sparse_ops.matmul(x, w).sum())(w).to_dense()
+      Array([[3., 0.],
+             [0., 4.]], dtype=float32)
+    """
+    check_sparse(w)
+    if w.ndim != 2:
+        raise ValueError(f"`w` must be a matrix, got shape {w.shape}; kernels are for conv.")
+    values = check_values(w)
+    check_input(x, w)
+    if x.ndim < 1 or x.shape[-1] != w.shape[0]:
+        raise ValueError(
+            f"`x` must have the {w.shape[0]} inputs of `w` as its last axis, got "
+            f"{_leaves.describe(x)} for {w}."
+        )
+    x = jnp.asarray(x)
+    rows = x.reshape(int(np.prod(x.shape[:-1], dtype=np.int64)), w.shape[0])
+    y = _product(w.structure, rows, values)
+    return y.astype(jnp.promote_types(x.dtype, w.dtype)).reshape(*x.shape[:-1], w.shape[1])
+
+
+def skipped_nonfinite(x: Any, w: SparseMatrix) -> jax.Array:
+    """How many NaNs and infinities of x a product with `w` skips somewhere, for debugging.
+
+    A dense product would make NaN of each of them in every output; the sparse one passes it to the
+    outputs that keep a weight for it. Where this is zero, the two are NaN at the same places.
+
+    Args:
+      x: (..., inputs); for a convolution's kernel, NHWC.
+      w: the weights.
+
+    Returns:
+      A 0-d int32 array. Works under `jit`; for instance
+      `checkify.check(skipped_nonfinite(x, w) == 0, "NaN was skipped")`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import sparse_ops
+      >>> w = sparse_ops.SparseMatrix.from_dense(jnp.array([[1.0, 0.0], [0.0, 2.0]]))
+      >>> sparse_ops.skipped_nonfinite(jnp.array([[jnp.inf, 1.0]]), w)
+      Array(1, dtype=int32)
+    """
+    check_sparse(w)
+    check_input(x, w)
+    if x.ndim < 1 or x.shape[-1] != w.shape[-2]:
+        raise ValueError(
+            f"`x` must have the {w.shape[-2]} inputs of `w` as its last axis, got "
+            f"{_leaves.describe(x)} for {w}."
+        )
+    partly = ~w.mask().all(axis=tuple(a for a in range(w.ndim) if a != w.ndim - 2))
+    unfit = ~jnp.isfinite(jnp.asarray(x).reshape(-1, w.shape[-2]))
+    return (unfit & partly[None]).sum(dtype=jnp.int32)
+
+
+def check_input(x: Any, w: SparseMatrix) -> None:
+    """Refuses an x that is no floating array."""
+    if _leaves.shape_of(x) is None or not _leaves.is_floating(x) or isinstance(x, float):
+        got = _leaves.brief(x) if _leaves.shape_of(x) is None else _leaves.describe(x)
+        raise TypeError(f"`x` must be a floating array, got {got}; cast it to {w.dtype}.")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(structure: Structure, x: jax.Array, values: jax.Array) -> jax.Array:
+    """x[rows, inputs] @ W in float32."""
+    return _compiled(structure, _kernel.isa(), x, values)
+
+
+def _forward(structure: Structure, x: jax.Array, values: jax.Array) -> Any:
+    return _product(structure, x, values), (x, values)
+
+
+def _backward(structure: Structure, residuals: Any, dy: jax.Array) -> Any:
+    x, values = residuals
+    turned, order = structure.transposed
+    dx = _product(turned, dy, values[order])
+    x32 = x.astype(jnp.float32)
+    if x.shape[0] * structure.size <= np.prod(structure.shape, dtype=np.int64):
+        # Few rows: cheaper entry by entry. A filler's column does not exist; its gradient is zero.
+        rows = x32[:, structure.packed.rows]
+        columns = dy.at[:, structure.packed.cols].get(mode="fill", fill_value=0)
+        dvalues = (rows * columns).sum(0)
+    else:
+        whole = jnp.matmul(x32.T, dy, preferred_element_type=jnp.float32).reshape(-1)
+        dvalues = whole.at[structure.flat].get(mode="fill", fill_value=0)
+    return dx.astype(x.dtype), dvalues.astype(values.dtype)
+
+
+_product.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(structure: Structure, isa: int, x: jax.Array, values: jax.Array) -> jax.Array:
+    """One program for eager calls, which would be compiled anew each time; jit opens it."""
+    return _batched(structure, isa)(x, values)
+
+
+def _batched(structure: Structure, isa: int) -> Any:
+    """The product of one matrix; `vmap` over x makes rows of the mapped axis."""
+
+    @jax.custom_batching.custom_vmap
+    def product(x: jax.Array, values: jax.Array) -> jax.Array:
+        if 0 in (x.shape[0], *structure.shape):
+            return jnp.zeros((x.shape[0], structure.shape[1]), jnp.float32)
+        kernel = functools.partial(_by_kernel, structure, isa)
+        otherwise = functools.partial(_by_xla, structure)
+        if not _kernel.available():
+            return otherwise(x, values)
+        return lax.platform_dependent(x, values, cpu=kernel, default=otherwise)
+
+    @product.def_vmap
+    def _(size: int, batched: Any, x: jax.Array, values: jax.Array) -> Any:
+        if not batched[1]:
+            rows = product(x.reshape(size * x.shape[1], x.shape[2]), values)
+            return rows.reshape(size, x.shape[1], -1), True
+        if batched[0]:
+            return lax.map(lambda pair: product(*pair), (x, values)), True
+        return lax.map(lambda one: product(x, one), values), True
+
+    return product
+
+
+def _by_kernel(structure: Structure, isa: int, x: jax.Array, values: jax.Array) -> jax.Array:
+    call = jax.ffi.ffi_call(
+        "sparsejax_matmul", jax.ShapeDtypeStruct((x.shape[0], structure.shape[1]), jnp.float32)
+    )
+    return call(x.astype(jnp.float32), values, *arrays(structure), **attributes(structure, isa))
+
+
+def arrays(structure: Structure) -> tuple[np.ndarray, ...]:
+    """The kernel's indices."""
+    packed = structure.packed
+    return packed.offs, packed.cnt, packed.col, packed.base
+
+
+def attributes(structure: Structure, isa: int) -> dict[str, np.int64]:
+    """The kernel's numbers."""
+    packed = structure.packed
+    numbers = {"kb": packed.kb, "nt": packed.nt, "width": packed.width}
+    numbers |= {"isa": isa, "threads": _kernel.threads()}
+    return {name: np.int64(number) for name, number in numbers.items()}
+
+
+def _by_xla(structure: Structure, x: jax.Array, values: jax.Array) -> jax.Array:
+    """The masked dense product, unless x has an entry that a skipped zero must not meet."""
+
+    def whole(x: jax.Array, values: jax.Array) -> jax.Array:
+        w = dense(structure, values)
+        return jnp.matmul(x, w, preferred_element_type=jnp.float32)
+
+    def entry_by_entry(x: jax.Array, values: jax.Array) -> jax.Array:
+        def row(x: jax.Array) -> jax.Array:
+            terms = x[structure.packed.rows].astype(jnp.float32) * values.astype(jnp.float32)
+            return jax.ops.segment_sum(terms, structure.packed.cols, structure.shape[1])
+
+        return lax.map(row, x)
+
+    return lax.cond(jnp.isfinite(x).all(), whole, entry_by_entry, x, values)
