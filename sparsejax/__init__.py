@@ -20,6 +20,7 @@ from sparsejax import (
     selection,
     sensitivity,
     shrinking,
+    sparse_ops,
     transforms,
 )
 from sparsejax.masking import apply_masks, prune_masks, prune_tree
@@ -60,5 +61,6 @@ __all__ = [
     "selection",
     "sensitivity",
     "shrinking",
+    "sparse_ops",
     "transforms",
 ]

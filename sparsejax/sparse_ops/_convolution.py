@@ -66,7 +66,7 @@ def conv(
     check_sparse(w)
     if w.ndim != 4:
         raise ValueError(f"`w` must be a kernel of four axes, got shape {w.shape}; see matmul.")
-    values = check_values(w)
+    values = jnp.asarray(check_values(w))
     check_input(x, w)
     if x.ndim not in (3, 4) or x.shape[-1] != w.shape[2]:
         raise ValueError(
@@ -108,20 +108,18 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _convolution(
-    structure: Structure, window: Window, x: jax.Array, values: jax.Array
-) -> jax.Array:
+def _convolution(structure: Structure, window: Window, x: Any, values: Any) -> jax.Array:
     return _compiled(structure, window, _kernel.isa(), x, values)
 
 
-def _forward(structure: Structure, window: Window, x: jax.Array, values: jax.Array) -> Any:
+def _forward(structure: Structure, window: Window, x: Any, values: Any) -> Any:
     return _convolution(structure, window, x, values), (x, values)
 
 
-def _backward(structure: Structure, window: Window, residuals: Any, dy: jax.Array) -> Any:
-    x, values = residuals
+def _backward(structure: Structure, window: Window, residuals: Any, dy: Any) -> Any:
+    x, values = map(jnp.asarray, residuals)
     _, pull = jax.vjp(functools.partial(_dense_convolution, window), x, dense(structure, values))
-    dx, dw = pull(dy)
+    dx, dw = pull(jnp.asarray(dy))
     return dx, dw.reshape(-1).at[structure.flat].get(mode="fill", fill_value=0)
 
 
@@ -179,7 +177,12 @@ def _answer(structure: Structure, window: Window, x: jax.Array) -> jax.ShapeDtyp
     sizes = [
         max(0, (size + sum(pads) - ((k - 1) * d + 1 if k else 0)) // s + 1)
         for size, pads, k, d, s in zip(
-            x.shape[1:3], window.padding, structure.shape, window.dilation, window.strides
+            x.shape[1:3],
+            window.padding,
+            structure.shape[:2],
+            window.dilation,
+            window.strides,
+            strict=True,
         )
     ]
     return jax.ShapeDtypeStruct((x.shape[0], *sizes, structure.shape[3]), jnp.float32)

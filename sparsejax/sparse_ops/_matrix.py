@@ -192,7 +192,8 @@ class SparseMatrix:
     @classmethod
     def tree_unflatten(cls, structure: _structure.Structure, children: Any) -> "SparseMatrix":
         """The inverse; whatever a tree map puts in the values' place."""
-        return cls(*children, structure)
+        (values,) = children
+        return cls(values, structure)
 
     def _sorted(self) -> tuple[jax.Array, np.ndarray]:
         order = self.structure.by_place

@@ -55,7 +55,7 @@ def matmul(x: Any, w: SparseMatrix) -> jax.Array:
     check_sparse(w)
     if w.ndim != 2:
         raise ValueError(f"`w` must be a matrix, got shape {w.shape}; kernels are for conv.")
-    values = check_values(w)
+    values = jnp.asarray(check_values(w))
     check_input(x, w)
     if x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(
@@ -96,9 +96,10 @@ def skipped_nonfinite(x: Any, w: SparseMatrix) -> jax.Array:
             f"`x` must have the {w.shape[-2]} inputs of `w` as its last axis, got "
             f"{_leaves.describe(x)} for {w}."
         )
-    partly = ~w.mask().all(axis=tuple(a for a in range(w.ndim) if a != w.ndim - 2))
+    others = tuple(axis for axis in range(w.ndim) if axis != w.ndim - 2)
+    partly = np.logical_not(np.all(w.mask(), axis=others))
     unfit = ~jnp.isfinite(jnp.asarray(x).reshape(-1, w.shape[-2]))
-    return (unfit & partly[None]).sum(dtype=jnp.int32)
+    return (unfit & partly.reshape(1, -1)).sum(dtype=jnp.int32)
 
 
 def check_input(x: Any, w: SparseMatrix) -> None:
@@ -109,17 +110,17 @@ def check_input(x: Any, w: SparseMatrix) -> None:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(structure: Structure, x: jax.Array, values: jax.Array) -> jax.Array:
+def _product(structure: Structure, x: Any, values: Any) -> jax.Array:
     """x[rows, inputs] @ W in float32."""
     return _compiled(structure, _kernel.isa(), x, values)
 
 
-def _forward(structure: Structure, x: jax.Array, values: jax.Array) -> Any:
+def _forward(structure: Structure, x: Any, values: Any) -> Any:
     return _product(structure, x, values), (x, values)
 
 
-def _backward(structure: Structure, residuals: Any, dy: jax.Array) -> Any:
-    x, values = residuals
+def _backward(structure: Structure, residuals: Any, dy: Any) -> Any:
+    (x, values), dy = map(jnp.asarray, residuals), jnp.asarray(dy)
     turned, order = structure.transposed
     dx = _product(turned, dy, values[order])
     x32 = x.astype(jnp.float32)

@@ -90,7 +90,7 @@ class Structure:
         digest = hashlib.blake2b(repr((self.shape, self.block, self.batch)).encode())
         for field in dataclasses.fields(self.packed):
             value = getattr(self.packed, field.name)
-            digest.update(value if isinstance(value, np.ndarray) else repr(value).encode())
+            digest.update(value.data if isinstance(value, np.ndarray) else repr(value).encode())
         return digest.digest()
 
     def __reduce__(self) -> Any:
@@ -115,7 +115,8 @@ def build(kept: np.ndarray, shape: tuple[int, ...], *, block: int, batch: int) -
     if int(np.prod(shape, dtype=np.int64)) > _MOST_ENTRIES:
         raise ValueError(f"`w` must have fewer than 2**31 entries, got {shape}; split it.")
     if len(shape) == 4:
-        kept = kept.transpose(2, 0, 1, 3).reshape(-1, shape[-1])
+        height, width, inputs, outputs = shape
+        kept = kept.transpose(2, 0, 1, 3).reshape(inputs * height * width, outputs)
     packed = _packing.pack(kept, width=block, batch=batch)
     return Structure(shape, block, batch, packed)
 
