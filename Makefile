@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+KERNELS := setup.py $(wildcard csrc/*.cc csrc/*.h csrc/*.inl)
 RESULTS ?= benchmarks/results/selection.json
 
 .PHONY: demo test check bench
@@ -26,7 +27,7 @@ bench: $(VENV)/benchmarks.stamp
 	  --benchmark-columns=median,min,max,rounds --benchmark-group-by=group $(ARGS)
 	$(BIN)/python benchmarks/report.py $(RESULTS)
 
-$(VENV)/%.stamp: pyproject.toml
+$(VENV)/%.stamp: pyproject.toml $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsejax needs Python >= 3.11, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -e '.[$*]'

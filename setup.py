@@ -17,6 +17,7 @@ if sys.platform == "darwin":  # for this machine, not for both architectures at 
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ON_X86_64 = "x86_64" in (os.environ.get("ARCHFLAGS") or sysconfig.get_platform())
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"]
@@ -35,8 +36,7 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Links what `compiled` makes."""
         if self.compiler.compiler_type == "msvc":
-            self.warn("the kernels need GCC or Clang: sparsejax goes without them.")
-            return
+            raise CompileError("the kernels need GCC or Clang")
         os.makedirs(os.path.join(self.build_temp, "csrc"), exist_ok=True)
         linked = copy.copy(ext)
         with ThreadPoolExecutor(os.cpu_count()) as threads:

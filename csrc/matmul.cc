@@ -51,16 +51,16 @@ struct Panel {
   int rows, kind;
 };
 
-// Panels of 64 rows of x, then the rest.
+// Panels of 64 rows of x, then the rest: at best 32 and a few for 33 to 48 rows, whose work a panel of 64 exceeds.
 struct Panels {
   int64_t full;
-  Panel rest[1];
+  Panel rest[2];
   int n_rest = 0;
   explicit Panels(int64_t B) : full(B / 64) {
-    if (int rows = B % 64) {
-      int kind = 0;
-      while (kPanel[kind] < rows) kind++;
-      rest[n_rest++] = {full * 64, rows, kind};
+    for (int b = 0, left = B % 64, rows; left; b += rows, left -= rows) {
+      rows = left > 32 && left <= 48 ? 32 : left;
+      const int kind = std::lower_bound(kPanel, kPanel + kPanels, rows) - kPanel;
+      rest[n_rest++] = {full * 64 + b, rows, kind};
     }
   }
   int64_t size() const { return full + n_rest; }
@@ -79,7 +79,7 @@ Status matmul(const Structure& s, const Values& values, const float* x, int64_t 
   const Panels panels(B);
   const int64_t np = panels.size(), chunk = 256, nchunk = (K + chunk - 1) / chunk;
 
-  Team team(options.threads, values.size * (1 + B / 16.) + 4. * w.groups * w.nkb * ntile);
+  Team team(options.threads, values.size * ((s.width == 1) + B / 12.) + (double)B * (K + N) + 8. * s.n_cnt);
   // Panels with P > 1 are transposed: P floats for each row of W, zeros where there are no more rows of x.
   const bool in_place = panels[np - 1].kind == 0;  // the last panel, of a single row
   size_t need = 0;

@@ -223,9 +223,9 @@ class Pool {
   std::atomic<unsigned> job_{0};
   std::atomic<bool> open_{false};
 
-  char apart_[64];  // what all threads write shares no cache line with what they only read
+  [[maybe_unused]] char apart_[64];  // what all threads write shares no cache line with what they only read
   std::atomic<int64_t> next_{0};
-  char apart_too_[64];
+  [[maybe_unused]] char apart_too_[64];
   std::atomic<int> active_{0};
   std::atomic<int> roused_{0};
 

@@ -5,6 +5,14 @@
 #include "kernels.h"
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to inlined functions only
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to inlined functions only
+#ifndef PREFETCH
+#define PREFETCH(p, cache) __builtin_prefetch(p, 0, cache)
+#endif
+#ifndef PFV
+#define PFV 512
+#define PFO 1024
+#endif
 #define INLINE inline __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -96,8 +104,12 @@ template <class V, class X, int L, int R, int C, int U> INLINE void tile(const P
             }
             p++;
           };
-          while (p + U <= n) UNROLL for (int u = 0; u < U; u++) row(a[u]);
-          if (U > 1 && p < n) row(a[0]);
+          if constexpr (U == 1) {  // apart: GCC would unroll this loop 16 times, too
+            while (p < n) row(a[0]);
+          } else {
+            while (p + U <= n) UNROLL for (int u = 0; u < U; u++) row(a[u]);
+            if (p < n) row(a[0]);
+          }
           UNROLL for (int c = 0; c < C; c++) {
             UNROLL for (int r = 0; r < R; r++) UNROLL for (int u = 1; u < U; u++) a[0][c][r] += a[u][c][r];
             for (int i = cnt[q + c0 + c] - n; i > 0; i--, tv++, to++) {
@@ -130,7 +142,11 @@ template <class V, class X> INLINE void tile1(const Pack& w, int t, X x, float* 
         return g * ld<8>(v + 4 * p);
       };
       int p = 0;
-      for (; p + 4 <= n; p += 4) a[0] += two(p), a[1] += two(p + 2);
+      for (; p + 4 <= n; p += 4) {
+        __builtin_prefetch(v + 4 * p + 512);
+        __builtin_prefetch(o + 4 * p + 1024);
+        a[0] += two(p), a[1] += two(p + 2);
+      }
       if (p + 2 <= n) a[0] += two(p), p += 2;
       a[0] += a[1];
       const V* tv = v + 4 * n;
@@ -194,28 +210,52 @@ template <class V, class X> INLINE void wide1(const Pack& w, int t, X x, float* 
   }
 }
 
-// Counts of a quad ascend, add up to the block's entries, columns are each there once, offsets inside the block.
+INLINE unsigned largest(const uint16_t* p, int64_t n) {
+  typedef uint16_t T __attribute__((vector_size(32)));
+  typedef uint16_t U __attribute__((vector_size(32), aligned(2), may_alias));
+  T a = {}, b = {};
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const T v = *(const U*)(p + i), w = *(const U*)(p + i + 16);
+    a = a > v ? a : v, b = b > w ? b : w;
+  }
+  a = a > b ? a : b;
+  uint16_t most = 0;
+  UNROLL for (int l = 0; l < 16; l++) most = a[l] > most ? a[l] : most;
+  for (; i < n; i++) most = p[i] > most ? p[i] : most;
+  return most;
+}
+
+// Blocks lie one after another inside the arrays; their counts ascend in each quad and add up to the block; every
+// column is there once; offsets stay inside the block.
 bool check(const Pack& w, int t) {
-  static_assert(sizeof(int) == 4, "");
-  const int quad = w.nt == w.groups ? 4 : 1;
+  const int n = w.groups;
+  uint8_t seen[65536];  // of a column: the last block that had it, counted from 1 and anew every 255 blocks
   for (int b = 0; b < w.nkb; b++) {
     const size_t s = (size_t)t * w.nkb + b;
-    const int64_t first = w.base[s], n = w.base[s + 1] - first;
-    if (first < 0 || n < 0 || first + n > w.n_offs) return false;
-    const uint16_t *cnt = w.cnt + s * w.groups, *col = w.col + s * w.groups, *o = w.offs + first;
+    const int64_t first = w.base[s], size = w.base[s + 1] - first;
+    if (first < 0 || size < 0 || first + size > w.n_offs) return false;
+    const int64_t rest = (int64_t)w.K - (int64_t)b * w.kb, rows = rest < w.kb ? rest : w.kb;
+    const uint16_t *cnt = w.cnt + s * n, *col = w.col + s * n;
+    if (size && largest(w.offs + first, size) >= rows) return false;
+    if ((int)largest(col, n) >= n) return false;
+    const uint8_t stamp = b % 255 + 1;
+    if (stamp == 1) memset(seen, 0, n);
     int64_t sum = 0;
     bool bad = false;
-    uint64_t seen[1024] = {};
-    for (int g = 0; g < w.groups; g++) {
-      sum += cnt[g];
-      bad |= g % quad && cnt[g] < cnt[g - 1];
-      bad |= col[g] >= w.groups || seen[col[g] / 64] >> col[g] % 64 & 1;
-      seen[col[g] / 64] |= 1ull << col[g] % 64;
+    int i = 0;
+    if (n == w.nt) {
+      for (; i < n; i += 4) {
+        const unsigned c0 = cnt[i], c1 = cnt[i + 1], c2 = cnt[i + 2], c3 = cnt[i + 3];
+        bad |= (c0 > c1) | (c1 > c2) | (c2 > c3);
+        sum += c0 + c1 + c2 + c3;
+        UNROLL for (int c = 0; c < 4; c++) seen[col[i + c]] = stamp;
+      }
+    } else {
+      for (; i < n; i++) sum += cnt[i], seen[col[i]] = stamp;
     }
-    uint16_t most = 0;
-    for (int64_t i = 0; i < n; i++) most = o[i] > most ? o[i] : most;
-    const int rows = w.K - b * w.kb < w.kb ? w.K - b * w.kb : w.kb;
-    if (bad || sum != n || (n && most >= rows)) return false;
+    for (i = 0; i < n; i++) bad |= seen[i] != stamp;
+    if (bad || sum != size) return false;
   }
   return true;
 }

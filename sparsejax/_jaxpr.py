@@ -1,4 +1,4 @@
-"""Walking and re-evaluating jaxprs: what `dependency` and `shrinking.replay` share."""
+"""Walking and re-evaluating jaxprs: what `dependency`, `shrinking` and `sparse_ops` share."""
 
 import contextlib
 import os
@@ -12,6 +12,13 @@ from jax.extend import core
 _LIBRARIES = ("jax", "flax", "haiku", "equinox", "optax", "einops", "jaxtyping", "contextlib.py")
 
 
+# Names of calls in the supported releases; `body` is what they call.
+CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "call"})
+REMAT = frozenset({"remat2", "checkpoint", "remat"})
+CUSTOM_JVP = frozenset({"custom_jvp_call"})
+CUSTOM_VJP = frozenset({"custom_vjp_call", "custom_vjp_call_jaxpr"})
+
+
 def literal(atom: Any) -> bool:
     """Whether an equation's operand is written into it."""
     return isinstance(atom, core.Literal)
@@ -20,6 +27,14 @@ def literal(atom: Any) -> bool:
 def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """A jaxpr and the values of its constants, whether closed over or not."""
     return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, ())
+
+
+def body(eqn: Any) -> Any:
+    """The jaxpr that an equation calls."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if name in eqn.params:
+            return eqn.params[name]
+    raise ValueError(f"{eqn.primitive.name} calls no jaxpr.")
 
 
 def live(jaxpr: Any) -> list[tuple[int, Any]]:

@@ -189,6 +189,10 @@ class SparseMatrix:
         """The values, and the structure as what is static."""
         return ((jax.tree_util.GetAttrKey("values"), self.values),), self.structure
 
+    def tree_flatten(self) -> Any:
+        """The same without the name: what every call of a jitted function asks for."""
+        return (self.values,), self.structure
+
     @classmethod
     def tree_unflatten(cls, structure: _structure.Structure, children: Any) -> "SparseMatrix":
         """The inverse; whatever a tree map puts in the values' place."""

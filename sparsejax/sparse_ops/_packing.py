@@ -76,14 +76,31 @@ def pack(kept: np.ndarray, *, width: int = 1, batch: int = 64) -> Packed:
     if width > 1:
         rows = np.repeat(rows, width)
         cols = (cols[:, None] * np.int32(width) + np.arange(width, dtype=np.int32)).reshape(-1)
-    return Packed(kb, nt, width, (rows[::width] % kb).astype(np.uint16), cnt.reshape(-1).astype(np.uint16),
-                  col.reshape(-1).astype(np.uint16), base.astype(np.int32), rows, cols)
+    return Packed(
+        kb,
+        nt,
+        width,
+        (rows[::width] % kb).astype(np.uint16),
+        cnt.reshape(-1).astype(np.uint16),
+        col.reshape(-1).astype(np.uint16),
+        base.astype(np.int32),
+        rows,
+        cols,
+    )
 
 
 def _sizes(K: int, N: int, density: float, width: int, batch: int) -> tuple[int, int]:
     """Rows of a block and columns of a tile."""
-    kb = 2048 if batch <= 2 else 1024 if density < 0.03 else 256 if density < 0.15 or batch <= 8 else 128
-    nt = min(512, max(64, -(-N // 128) * 32))  # at least four tiles, where N allows
+    kb = (
+        2048
+        if batch <= 2
+        else 1024
+        if density < 0.03
+        else 256
+        if density < 0.15 or batch <= 8
+        else 128
+    )
+    nt = min(256, max(64, -(-N // 128) * 32))  # at least four tiles, where N allows
     return max(1, min(K, kb)), nt
 
 
