@@ -32,11 +32,12 @@ constexpr double kItem = 2e5;   // an item that is large enough
 constexpr int64_t kMostItems = 32, kMostBands = 64;
 // Floats of a region that leave a small cache (512 KiB) room for a tile of W, and the cost of a larger region.
 constexpr int64_t kCached = 65536;
-constexpr double kUncached = 1.1;
+constexpr double kUncached = 1.05;
 
 constexpr int64_t kLine = 16;                  // floats of a cache line
 constexpr int64_t kTail = kPanel[kPanels - 1];  // what a panel may read beyond its places
 constexpr int64_t kLargest = int64_t{1} << 31;
+constexpr int64_t kMostFloats = int64_t{1} << 28;  // of a region: 1 GiB
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }  // of any a
 
@@ -115,8 +116,9 @@ struct Plan {
 Plan plan(const Geometry& geo, int64_t images, double kept, int64_t tiles, int64_t lanes) {
   Plan best{};
   for (int64_t group : {lanes, int64_t{8}, int64_t{1}}) {
-    if (group > images || group == best.group) continue;
     const int64_t row = geo.planes() * geo.across.pitch * group;
+    if (group > images || group == best.group) continue;
+    if (group > 1 && row * (1 + geo.down.reach) > 8 * kCached) continue;
     const int64_t fewest = ceil_div(geo.down.out, std::max<int64_t>(1, kCached / row - geo.down.reach));
     Plan plan{};
     double least = -1;
@@ -157,6 +159,10 @@ void lay_out(const Kernels& kernels, const Geometry& geo, const Plan& plan, int6
     for (int64_t y = y0; n > 0 && y < y1; y++) {
       const float* from = x + image * whole + (down.source(sy, y) * across.in + across.source(sx, p0)) * c;
       float* to = planes + slot * plan.plane + ((y - row) * across.pitch + p0) * group;
+      if (across.pitch == 1 && group == 1) {  // all rows at once
+        kernels.transpose(from, down.stride * across.in * c, y1 - y, c, to, step);
+        break;
+      }
       if (pixel == 1 && group == 1) {
         memcpy(to, from, n * sizeof(float));
       } else if (pixel == 1) {
@@ -177,17 +183,14 @@ void lay_out(const Kernels& kernels, const Geometry& geo, const Plan& plan, int6
 void copy_out(const Kernels& kernels, const Geometry& geo, int64_t group, int64_t first, int64_t last, const float* panel,
               int P, int64_t n, float* y, int64_t N) {
   const int64_t pitch = geo.across.pitch, out = geo.across.out, image = geo.down.out * out * N;
-  int64_t oy = first / pitch, ox = first % pitch;
-  for (int64_t p = first; p < last; oy++, ox = 0) {
-    float* to = y + (oy * out + ox) * N;
-    const int64_t run = std::min(out - ox, last - p);
+  for (int64_t p = first; p < last;) {
+    const int64_t oy = p / pitch, ox = p % pitch;
+    const int64_t run = pitch == out ? last - p : std::min(out - ox, last - p);
     const float* from = panel + (p - first) * group;
-    if (group == 1 && run > 0) {
-      kernels.transpose(from, P, n, run, to, N);
-    } else {
-      for (int64_t i = 0; i < run; i++) kernels.transpose(from + i * group, P, n, group, to + i * N, image);
-    }
-    p += pitch - ox;
+    float* to = y + (oy * out + ox) * N;
+    if (group == 1 && run > 0) kernels.transpose(from, P, n, run, to, N);
+    for (int64_t i = 0; group > 1 && i < run; i++) kernels.transpose(from + i * group, P, n, group, to + i * N, image);
+    p += pitch == out ? run : pitch - ox;
   }
 }
 
@@ -225,9 +228,12 @@ Status conv(const Structure& s, const Values& values, const Window& v, const flo
 
   const Kernels& kern = kernels(options.isa);
   const Tiles& tiles = kern.tiles[values.bf16][s.width == 8];
-  const Geometry geo{{v.h, v.out_h, v.kh, v.stride_h, v.dilation_h, v.pad_top},
-                     {v.w, v.out_w, v.kw, v.stride_w, v.dilation_w, v.pad_left},
-                     v.c};
+  const Axis down{v.h, v.out_h, v.kh, v.stride_h, v.dilation_h, v.pad_top};
+  const Axis across{v.w, v.out_w, v.kw, v.stride_w, v.dilation_w, v.pad_left};
+  // A single row of outputs is as well a single column, which can be cut into regions.
+  const bool flat = v.h == 1 && v.kh == 1 && v.out_h == 1 && v.pad_top == 0;
+  const Geometry geo{flat ? across : down, flat ? down : across, v.c};
+  if (Plan(geo, 1, 1, 1, 0).size > kMostFloats) return "the window is too large: it needs more than 1 GiB for a row of outputs";
   const int64_t ntile = ceil_div(N, s.nt);
   const double kept = values.size * (s.width == 8 ? .5 : 1.);
 #ifdef __x86_64__
@@ -271,14 +277,14 @@ Status conv(const Structure& s, const Values& values, const Window& v, const flo
       return;
     }
     lay_out(kern, geo, *p, image, row, x, planes.data());
-    const int64_t end = geo.places(std::min(p->rows, v.out_h - row)) * p->group;
+    const int64_t end = geo.places(std::min(p->rows, geo.down.out - row)) * p->group;
     const int64_t t0 = i / regions * step, t1 = std::min(ntile, t0 + step);
     for (int64_t t = t0; t < t1; t++) {
       if (!kern.check(w, t)) {
         status = "the structure of the sparse matrix is corrupted";
         return;
       }
-      float* corner = y + (image * v.out_h + row) * v.out_w * N + t * s.nt;
+      float* corner = y + (image * geo.down.out + row) * geo.across.out * N + t * s.nt;
       for (int64_t at = 0, P; at < end; at += P) {
         const int kind = Plan::panel(end - at);
         P = kPanel[kind];

@@ -34,7 +34,7 @@ void relax(int round) {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
-  if (round > 2000) sched_yield();  // whoever else wants this processor has it
+  if (round > 200) sched_yield();  // whoever else wants this processor has it
 }
 
 // ---- Which processors -------------------------------------------------------------------------------------

@@ -5,14 +5,6 @@
 #include "kernels.h"
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to inlined functions only
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to inlined functions only
-#ifndef PREFETCH
-#define PREFETCH(p, cache) __builtin_prefetch(p, 0, cache)
-#endif
-#ifndef PFV
-#define PFV 512
-#define PFO 1024
-#endif
 #define INLINE inline __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -25,7 +17,7 @@
 namespace sparse_ops {
 namespace {
 
-template <int L> struct VecOf {  // L lanes: F and I in registers, U and H (16 bits each) anywhere in memory
+template <int L> struct VecOf {  // L lanes: F, I, W in registers; U, and H of 16 bits each, anywhere in memory
   typedef float F __attribute__((vector_size(4 * L)));
   typedef int I __attribute__((vector_size(4 * L)));
   typedef unsigned W __attribute__((vector_size(4 * L)));
@@ -52,7 +44,7 @@ INLINE uint64_t ld4(const uint16_t* o) {
   return k;
 }
 
-// Where a panel's rows are; `block` steps to the rows of the next block.
+// Where a panel's rows are; `next` steps to those of the next block.
 template <int P_> struct Dense {
   static constexpr int P = P_;
   const float* x;
@@ -210,6 +202,7 @@ template <class V, class X> INLINE void wide1(const Pack& w, int t, X x, float* 
   }
 }
 
+// The largest of n numbers, or 0.
 INLINE unsigned largest(const uint16_t* p, int64_t n) {
   typedef uint16_t T __attribute__((vector_size(32)));
   typedef uint16_t U __attribute__((vector_size(32), aligned(2), may_alias));
@@ -260,20 +253,27 @@ bool check(const Pack& w, int t) {
   return true;
 }
 
-// By blocks of 8x8: interleaving rows i and i+4 three times transposes a block.
+// By blocks of 8x8: interleaving rows i and i+2 twice transposes each quarter, then quarters change places. A last block
+// that is not full reaches back into the one before it, where there is one.
 void transpose(const float* s, size_t ss, int rows, int cols, float* d, size_t ds) {
   auto block8 = [&](int r, int c) {
+    if (r + 8 > rows && rows >= 8) r = rows - 8;
+    if (c + 8 > cols && cols >= 8) c = cols - 8;
     if (r + 8 <= rows && c + 8 <= cols) {
       Vec<8> a[8], b[8];
       UNROLL for (int i = 0; i < 8; i++) a[i] = ld<8>(s + (r + i) * ss + c);
-      UNROLL for (int k = 0; k < 3; k++) {
+      UNROLL for (int k = 0; k < 2; k++) {
         UNROLL for (int i = 0; i < 4; i++) {
-          b[2 * i] = SHUFFLE(a[i], a[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
-          b[2 * i + 1] = SHUFFLE(a[i], a[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+          const int j = i / 2 * 4 + i % 2;  // with j + 2
+          b[i / 2 * 4 + i % 2 * 2] = SHUFFLE(a[j], a[j + 2], 0, 8, 1, 9, 4, 12, 5, 13);
+          b[i / 2 * 4 + i % 2 * 2 + 1] = SHUFFLE(a[j], a[j + 2], 2, 10, 3, 11, 6, 14, 7, 15);
         }
         UNROLL for (int i = 0; i < 8; i++) a[i] = b[i];
       }
-      UNROLL for (int i = 0; i < 8; i++) st<8>(d + (c + i) * ds + r, a[i]);
+      UNROLL for (int i = 0; i < 4; i++) {
+        st<8>(d + (c + i) * ds + r, SHUFFLE(a[i], a[i + 4], 0, 1, 2, 3, 8, 9, 10, 11));
+        st<8>(d + (c + i + 4) * ds + r, SHUFFLE(a[i], a[i + 4], 4, 5, 6, 7, 12, 13, 14, 15));
+      }
     } else {
       for (int i = r; i < r + 8 && i < rows; i++)
         for (int j = c; j < c + 8 && j < cols; j++) d[j * ds + i] = s[i * ss + j];

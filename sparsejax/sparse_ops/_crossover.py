@@ -15,11 +15,11 @@ from sparsejax import _leaves
 from sparsejax.sparse_ops import _kernel, _measurement, _memory
 from sparsejax.sparse_ops._product import Crossover, Product
 
-# A smaller weight is not worth a call of its own, whatever its density.
-_FEWEST_WEIGHTS = 4096
+# Smaller products are not worth a call, whatever their density.
+_FEWEST_FLOPS = 2**15
 
 # Speed-ups over dense XLA, cold, of 4096 x 4096 in float32: a row for each density, a column for
-# each number of rows of x.
+# each number of rows of x. AVX-512: Zen 4; AVX2: the lower of Zen 3 and Zen 4.
 _DENSITIES = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 _ROWS = (1, 8, 64, 256)
 _TABLES: dict[str, list[list[float]]] = {
@@ -32,21 +32,27 @@ _TABLES: dict[str, list[list[float]]] = {
         [0.8, 1.0, 0.9, 0.7],
     ],
     "avx2": [
-        [19, 20, 26, 28],
-        [11, 11, 10, 10],
-        [6.7, 7.1, 5.5, 5.4],
-        [3.5, 4.6, 3.9, 3.4],
-        [1.6, 2.3, 1.6, 1.4],
-        [0.8, 1.0, 0.8, 0.7],
+        [12, 20, 20, 20],
+        [7, 11, 8, 8],
+        [4.2, 7, 5, 4.2],
+        [2.5, 4.5, 3, 2.6],
+        [1.2, 2.2, 1.4, 1.2],
+        [0.7, 1.0, 0.8, 0.7],
     ],
     "plain": [
-        [8, 6, 8, 6],
-        [5, 3, 3, 2.5],
-        [3, 2, 1.5, 1.4],
-        [2, 1.2, 0.9, 0.8],
-        [1, 0.6, 0.4, 0.3],
+        [8, 6, 6, 6],
+        [4, 3, 2.5, 2.5],
+        [2.5, 2, 1.4, 1.4],
+        [1.5, 1.2, 0.8, 0.8],
+        [0.8, 0.6, 0.4, 0.3],
         [0.5, 0.3, 0.2, 0.2],
     ],
+}
+# The same of 3 x 3 convolutions, from 1 to 64 images of 8 x 8 to 32 x 32: the lowest on Zen 3.
+_CONVOLUTIONS: dict[str, list[float]] = {
+    "avx512": [5, 4, 3, 2, 1.3, 0.7],
+    "avx2": [5, 4, 3, 2, 1.3, 0.7],
+    "plain": [2, 1.5, 1.2, 0.8, 0.4, 0.2],
 }
 # A dense product of these cores takes as long as its bytes or its operations, in seconds; a call of
 # the kernel takes so much longer than none.
@@ -67,15 +73,15 @@ def shipped(product: Product) -> float:
 
     The table holds what two processors had to say (Zen 4 with AVX-512, Zen 3 with AVX2), against
     dense XLA on the same; between its densities and numbers of rows it is interpolated, in
-    logarithms, and small weights pay for a call. It is the same on every machine, which is what
-    several processes that must build the same program need; `measured` is more exact.
+    logarithms, and small products pay for a call. It is the same on all machines of a backend,
+    which is what several processes that must build the same program need; `measured` is more exact.
 
     Args:
       product: its sizes.
 
     Returns:
       How many times faster than dense XLA it is expected to be; 0 where nothing is gained: without
-      a compiled kernel, on GPU and TPU, with fewer than 4096 weights.
+      a compiled kernel, on GPU and TPU, with fewer than 2**15 operations.
 
     Example:
       >>> from sparsejax import sparse_ops
@@ -84,9 +90,12 @@ def shipped(product: Product) -> float:
     """
     if _hopeless(product):
         return 0.0
-    table = np.log(_TABLES[_kernel.backend()])
-    rows = np.log(np.clip(product.rows, _ROWS[0], _ROWS[-1]))
-    by_density = [np.interp(rows, np.log(_ROWS), line) for line in table]
+    if product.kind == "conv":
+        by_density = np.log(_CONVOLUTIONS[_kernel.backend()])
+    else:
+        rows = np.log(np.clip(product.rows, _ROWS[0], _ROWS[-1]))
+        table = np.log(_TABLES[_kernel.backend()])
+        by_density = np.array([np.interp(rows, np.log(_ROWS), line) for line in table])
     density = np.log(np.clip(product.density, _DENSITIES[0], _DENSITIES[-1]))
     large = float(np.exp(np.interp(density, np.log(_DENSITIES), by_density)))
     dense = max(4 * math.prod(product.w) * _PER_BYTE, product.flops * _PER_FLOP)
@@ -147,7 +156,7 @@ def measured(cache: str | os.PathLike[str] | None = None) -> Crossover:
 
 
 def _hopeless(product: Product) -> bool:
-    return bool(never_here()) or math.prod(product.w) < _FEWEST_WEIGHTS or product.rows == 0
+    return bool(never_here()) or product.flops < _FEWEST_FLOPS
 
 
 def _machine() -> str:

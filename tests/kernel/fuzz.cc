@@ -306,14 +306,21 @@ static int fuzz(int64_t count, uint64_t seed) {
 
 // ---- Threads ----------------------------------------------------------------------------------------------
 
-// A product that is worth helpers.
-static Case large_case() {
+// Products that are worth helpers: of the same kind, the same product.
+static Case large_case(bool is_conv = false) {
+  rng.seed(is_conv);
   Case c;
-  c.K = 512, c.N = 512, c.B = 72, c.kb = 128, c.nt = 64;
-  c.x = Array<float>(std::vector<float>(static_cast<size_t>(c.B * c.K)));
+  c.is_conv = is_conv, c.N = is_conv ? 96 : 512, c.nt = 64;
+  if (is_conv) {
+    c.window = {8, 14, 14, 32, 3, 3, 1, 1, 1, 1, 1, 1, 14, 14};
+    c.K = 32 * 9, c.kb = 256, c.x = Array<float>(std::vector<float>(8 * 14 * 14 * 32));
+    c.y = Array<float>(std::vector<float>(8 * 14 * 14 * 96));
+  } else {
+    c.K = 512, c.B = 72, c.kb = 128, c.x = Array<float>(std::vector<float>(72 * 512));
+    c.y = Array<float>(std::vector<float>(72 * 512));
+  }
   for (int64_t i = 0; i < c.x.n; i++) c.x.data[i] = static_cast<float>(uniform());
-  c.y = Array<float>(std::vector<float>(static_cast<size_t>(c.B * c.N)));
-  weights(c, .3);
+  weights(c, is_conv ? .1 : .3);
   pack(c);
   return c;
 }
@@ -325,21 +332,20 @@ static std::vector<float> answer(Case& c) {
 
 // Six threads at once give the bits that one thread gives alone.
 static int concurrent(int64_t calls) {
-  Case alone = large_case();
-  alone.options.threads = 1;
-  const std::vector<float> want = answer(alone);
+  std::vector<Case> cases;
+  std::vector<std::vector<float>> want;
+  for (int t = 0; t < 6; t++) {
+    cases.push_back(large_case(t % 2));
+    cases[t].options.threads = 1;
+    want.push_back(answer(cases[t]));
+    if (t < 2) check(cases[t]);
+    cases[t].options.threads = t % 3;
+  }
   std::vector<std::thread> threads;
   for (int t = 0; t < 6; t++) {
     threads.emplace_back([&, t] {
-      Case mine;
-      mine.K = alone.K, mine.N = alone.N, mine.B = alone.B, mine.kb = alone.kb, mine.nt = alone.nt;
-      mine.dense = alone.dense, mine.kept = alone.kept;
-      mine.x = Array<float>(std::vector<float>(alone.x.data.get(), alone.x.data.get() + alone.x.n));
-      mine.y = Array<float>(want);
-      mine.options.threads = t % 3;
-      pack(mine);
       for (int64_t i = 0; i < calls; i++)
-        if (answer(mine) != want) fail("another answer in thread " + std::to_string(t));
+        if (answer(cases[t]) != want[t]) fail("another answer in thread " + std::to_string(t));
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -429,8 +435,8 @@ static int forks() {
   compute_in_child(c, answer(c));  // after the parent has used its pool
   const std::vector<float> want = answer(c);
   std::atomic<bool> done{false};
+  Case other = large_case(true);
   std::thread busy([&] {
-    Case other = large_case();
     while (!done) answer(other);
   });
   for (int i = 0; i < 10; i++) compute_in_child(c, want);  // while another thread holds it
