@@ -105,6 +105,7 @@ def _sizes(K: int, N: int, density: float, width: int, batch: int) -> tuple[int,
     if batch <= 8:  # a tile's offsets are checked, then used: 256 KiB of them stay in a cache
         most = int(2**17 * width / max(1, K * density))
         nt = min(nt, max(64, most // 32 * 32))
+    nt = min(nt, max(1, -(-N // (4 * width))) * 4 * width)  # few outputs: no empty columns
     return max(1, min(K, kb)), nt
 
 
