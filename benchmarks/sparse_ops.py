@@ -1,8 +1,8 @@
 """How much faster products, convolutions and networks are whose zeros are skipped.
 
 Usage: `python benchmarks/sparse_ops.py [--only products convolutions networks] [--out FILE] ...`,
-eight minutes for everything. `--density`, `--size`, `--batch`, `--sparsity`, `--network` narrow it
-down; what is measured replaces what FILE has of it, the rest stays.
+some ten minutes for everything. `--density`, `--size`, `--batch`, `--sparsity` and `--network`
+narrow it down; what is measured replaces what FILE has of it, the rest stays.
 
 Every round runs all contenders of a cell in turn, in an order drawn anew, each twice, of which the
 second call counts: so each follows its own like, and finds threads and code awake. A ratio is the

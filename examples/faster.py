@@ -204,7 +204,7 @@ def draw(path, args, runs):
         left.plot(SPARSITIES, sparse, "o-", color=f"C{i}", label=f"batch {n}")
     left.plot([], [], "k--", label="dense")
     left.set(xlabel="sparsity of the weights", ylabel="latency, ms", yscale="log")
-    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     left.yaxis.set_minor_formatter(NullFormatter())
     right.plot(sparsities, [run["accuracy"] for run in runs.values()], "o-", color="k")

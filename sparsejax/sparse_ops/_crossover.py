@@ -18,8 +18,9 @@ from sparsejax.sparse_ops._product import Crossover, Product
 # Smaller products are not worth a call, whatever their density.
 _FEWEST_FLOPS = 2**15
 
-# Speed-ups over dense XLA, cold, of 4096 x 4096 in float32: a row for each density, a column for
-# each number of rows of x. AVX-512: Zen 4; AVX2: the lower of Zen 3 and Zen 4.
+# Speed-ups over dense XLA, cold, of large weights in float32: a row for each density (the last is
+# guessed), a column for each number of rows of x. AVX-512: Zen 4, 4096 x 4096; AVX2: the lower of
+# that and Zen 3, 2048 x 2048; plain: Zen 3.
 _DENSITIES = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 _ROWS = (1, 8, 64, 256)
 _TABLES: dict[str, list[list[float]]] = {
@@ -32,26 +33,27 @@ _TABLES: dict[str, list[list[float]]] = {
         [0.8, 1.0, 0.9, 0.7],
     ],
     "avx2": [
-        [12, 20, 20, 20],
-        [7, 11, 8, 8],
-        [4.2, 7, 5, 4.2],
-        [2.5, 4.5, 3, 2.6],
-        [1.2, 2.2, 1.4, 1.2],
+        [8, 20, 19, 12],
+        [4.4, 11, 9, 5.7],
+        [3.7, 7, 5.5, 5.2],
+        [3.3, 4.6, 3.9, 3.1],
+        [1.2, 2.3, 1.6, 1.3],
         [0.7, 1.0, 0.8, 0.7],
     ],
     "plain": [
-        [8, 6, 6, 6],
-        [4, 3, 2.5, 2.5],
-        [2.5, 2, 1.4, 1.4],
-        [1.5, 1.2, 0.8, 0.8],
-        [0.8, 0.6, 0.4, 0.3],
-        [0.5, 0.3, 0.2, 0.2],
+        [11, 20, 19, 18],
+        [6, 12, 5.5, 3.4],
+        [3.1, 8, 4, 2.7],
+        [2, 6, 1.5, 1.0],
+        [0.7, 2, 0.8, 0.5],
+        [0.4, 0.9, 0.4, 0.25],
     ],
 }
-# The same of 3 x 3 convolutions, from 1 to 64 images of 8 x 8 to 32 x 32: the lowest on Zen 3.
+# The same of 3 x 3 convolutions of 1 to 64 images, for all of them: AVX2, the lowest of
+# eight on Zen 3; AVX-512 as AVX2, plain guessed low.
 _CONVOLUTIONS: dict[str, list[float]] = {
-    "avx512": [5, 4, 3, 2, 1.3, 0.7],
-    "avx2": [5, 4, 3, 2, 1.3, 0.7],
+    "avx512": [6, 4.5, 3.2, 2.5, 1.3, 0.7],
+    "avx2": [6, 4.5, 3.2, 2.5, 1.3, 0.7],
     "plain": [2, 1.5, 1.2, 0.8, 0.4, 0.2],
 }
 # A dense product of these cores takes as long as its bytes or its operations, in seconds; a call of

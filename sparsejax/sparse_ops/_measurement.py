@@ -46,7 +46,7 @@ def speed_up(product: Product) -> float:
         return 0.0
     weights = [_weight(product, seed) for seed in range(_copies(product))]
     matrices = [
-        SparseMatrix.from_dense(w, w != 0, block=product.block, batch=max(1, product.rows))
+        SparseMatrix.from_dense(w, w != 0, block=product.block, batch=product.batch)
         for w in weights
     ]
     x = jnp.asarray(np.random.default_rng(0).normal(size=product.x), product.dtype)

@@ -36,9 +36,9 @@ class Weight:
     def sparse(self, leaf: Any, mask: np.ndarray, products: Sequence[Product]) -> SparseMatrix:
         """The sparse one."""
         kept = np.ascontiguousarray(_forms.moved(mask, self.moves))
-        rows = max(1, *(product.rows for product in products))
+        batch = max(product.batch for product in products)
         w = _forms.moved(jnp.asarray(leaf), self.moves)
-        return SparseMatrix.from_dense(w, kept, block=products[0].block, batch=rows)
+        return SparseMatrix.from_dense(w, kept, block=products[0].block, batch=batch)
 
     def dense(self, matrix: SparseMatrix) -> jax.Array:
         """The dense one."""

@@ -54,6 +54,11 @@ class Product:
         return self.x[0] * math.prod(places)
 
     @property
+    def batch(self) -> int:
+        """What `SparseMatrix.from_dense` wants to know; for convolutions its default is best."""
+        return 64 if self.kind == "conv" else max(1, self.rows)
+
+    @property
     def flops(self) -> int:
         """Operations of the dense product: two for each multiplication with addition."""
         return 2 * self.rows * math.prod(self.w)
