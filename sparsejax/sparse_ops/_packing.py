@@ -97,7 +97,7 @@ def _sizes(K: int, N: int, density: float, width: int, batch: int) -> tuple[int,
     elif width > 1:  # each row of x is used eight times
         kb = 256 if density >= 0.03 else 1024
     elif batch <= 8:  # rows of x are short
-        kb = 512 if density >= 0.15 else 1024
+        kb = 1024
     else:
         few = ((0.15, 96), (0.08, 128), (0.03, 256), (0, 512))  # yet a column finds some entries
         kb = next(rows for threshold, rows in few if density >= threshold)
