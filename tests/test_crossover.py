@@ -87,7 +87,7 @@ def test_nothing_gains_without_a_kernel_or_a_cpu(monkeypatch, tmp_path, figures,
     assert "'jax'" in _crossover.never_here()
     monkeypatch.setattr(_crossover._kernel, "backend", lambda: "avx2")
     assert _crossover.never_here() == ""
-    assert crossover(sparse_ops.Product((1, 100), (100, 100), 0.01)) == 0
+    assert crossover(sparse_ops.Product((1, 20), (20, 20), 0.01)) == 0
     assert crossover(sparse_ops.Product((0, 128), (128, 64), 0.1)) == 0
     monkeypatch.setattr(_crossover.jax, "default_backend", lambda: "gpu")
     assert crossover(LAYER) == 0

@@ -16,7 +16,7 @@ from sparsejax.sparse_ops import _kernel, _measurement, _memory
 from sparsejax.sparse_ops._product import Crossover, Product
 
 # Smaller products are not worth a call, whatever their density.
-_FEWEST_FLOPS = 2**15
+_FEWEST_FLOPS = 2**10
 
 # Speed-ups over dense XLA, cold, of large weights in float32: a row for each density (the last is
 # guessed), a column for each number of rows of x. AVX-512: Zen 4, 4096 x 4096; AVX2: the lower of
@@ -83,7 +83,7 @@ def shipped(product: Product) -> float:
 
     Returns:
       How many times faster than dense XLA it is expected to be; 0 where nothing is gained: without
-      a compiled kernel, on GPU and TPU, with fewer than 2**15 operations.
+      a compiled kernel, on GPU and TPU, with fewer than 2**10 operations.
 
     Example:
       >>> from sparsejax import sparse_ops

@@ -104,7 +104,8 @@ def _program(
     def run(x: jax.Array, weights: Sequence[Any]) -> list[jax.Array]:
         answers = []
         for w in weights:
-            y = multiply(x, w)
+            # As in a network, something reads it at once: XLA may fuse the two.
+            y = jnp.maximum(multiply(x, w), 0).sum(-1)
             answers.append(y)
             # The next one has to wait for it: XLA would run them side by side.
             x = x.at[(0,) * x.ndim].add(y[(0,) * y.ndim] * 1e-30)
