@@ -443,6 +443,25 @@ def test_the_default_is_measured(monkeypatch, tmp_path):
     assert (tmp_path / "sparsejax" / "crossover.json").exists()
 
 
+@pytest.mark.parametrize(("every", "replaced"), [(3.0, ("v", "w")), (1.5, ("w",))])
+def test_all_is_replaced_where_that_is_fastest(monkeypatch, every, replaced):
+    def expect(product):
+        return 2.0 if product.w == (7, 9) else 0.8
+
+    monkeypatch.setattr(sparse_ops._sparsify._crossover, "measured", lambda: expect)
+    figures = iter([1.5, every])
+    monkeypatch.setattr(sparse_ops._sparsify, "ratio", lambda dense, sparse: next(figures))
+    params = {"v": draw(9, 3), "w": draw(7, 9)}
+
+    def apply(p, x):
+        return x @ p["w"] @ p["v"]
+
+    fast, sparse, masked = sparsified(apply, params, draw(5, 7), crossover=None)
+    assert fast.report.replaced == replaced
+    assert fast.report.speed_up == every
+    assert_close(fast(sparse, draw(5, 7)), apply(masked, draw(5, 7)))
+
+
 @pytest.mark.parametrize("whole", [0.9, 1.1])
 def test_all_stays_dense_where_the_whole_does_not_gain(monkeypatch, whole):
     monkeypatch.setattr(sparse_ops._sparsify._crossover, "measured", lambda: always)
