@@ -43,7 +43,6 @@ def main(args, crossover=None):
     apply, params = models.functional(model)
     params, runs = nnx.to_pure_dict(params), {}
     long, short = (args.epochs or n for n in EPOCHS[args.model])
-    crossover = crossover or sparse_ops.measured()  # asks this machine, and remembers
 
     def outputs(apply, params):
         """The logits of all test images."""

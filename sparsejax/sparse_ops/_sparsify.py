@@ -159,7 +159,7 @@ def _fastest(
         every = speed_up(more)
         if every >= _LEAST * whole:
             rows, whole = more, every
-    if whole < 1:
+    if whole < _LEAST:
         why = f"it would gain, but the whole function would not: {whole:.2f}x"
         rows = {i: dataclasses.replace(r, why=r.why or why) for i, r in rows.items()}
     return rows, whole
