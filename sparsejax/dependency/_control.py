@@ -20,7 +20,7 @@ _MOST_ROUNDS = 100
 
 def _call(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
     (frame,) = step.inner(1)
-    return step.call(frame, _rules.body(eqn), values)
+    return step.call(frame, _jaxpr.body(eqn), values)
 
 
 Evaluate = Callable[[Evaluation, Any, list[Any]], list[Any]]
@@ -39,7 +39,7 @@ def _if_touched(evaluate: Evaluate) -> Evaluate:
 
 def _inlined(evaluation: Evaluation, eqn: Any, arrays: list[Any]) -> list[Any]:
     (frame,) = evaluation.inner()
-    return evaluation.call(frame, _rules.body(eqn), arrays)
+    return evaluation.call(frame, _jaxpr.body(eqn), arrays)
 
 
 def _rematerialized(evaluation: Evaluation, eqn: Any, arrays: list[Any]) -> list[Any]:

@@ -73,11 +73,3 @@ def add(rule: Rule, *names: str) -> None:
 def rule_of(eqn: Any) -> Rule | None:
     """The rule of an equation's primitive."""
     return RULES.get(eqn.primitive.name)
-
-
-def body(eqn: Any) -> Any:
-    """The jaxpr that an equation calls."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if name in eqn.params:
-            return eqn.params[name]
-    raise ValueError(f"{eqn.primitive.name} calls no jaxpr.")
