@@ -228,3 +228,19 @@ def test_measured_takes_fewer_rows_where_more_change_nothing():
 def test_cache_must_be_a_path():
     with pytest.raises(TypeError, match="`cache` must be the path of a file, or None, got 3; for"):
         sparse_ops.measured(3)
+
+
+@compiled
+def test_measured_times_programs_even_while_something_is_traced(tmp_path, monkeypatch):
+    taken = []
+    speed_up = _crossover._measurement.speed_up
+
+    def watched(product):
+        taken.append(jnp.ones(()) + 1)
+        return speed_up(product)
+
+    monkeypatch.setattr(_crossover._measurement, "speed_up", watched)
+    crossover = sparse_ops.measured(tmp_path / "crossover.json")
+    jaxpr = jax.make_jaxpr(lambda x: x * (crossover(LAYER) > 0))(1.0)
+    assert not isinstance(taken[0], jax.core.Tracer)
+    assert len(jaxpr.eqns) == 1

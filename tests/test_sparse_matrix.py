@@ -110,6 +110,11 @@ def test_from_scipy_adds_duplicates_and_keeps_zeros():
     assert matrix.nnz == 2
 
 
+def test_from_scipy_keeps_zeros_in_blocks_too():
+    theirs = scipy.sparse.coo_array(([0.0], ([3], [9])), shape=(16, 16))
+    assert SparseMatrix.from_scipy(theirs, block=8).nnz == 8
+
+
 def test_values_are_the_only_leaf():
     matrix = SparseMatrix.from_dense(W)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path({"w": matrix})]
@@ -199,6 +204,12 @@ REFUSED = [
     (lambda: SparseMatrix.from_dense(W, batch=0), T[1], "`batch` must be >= 1, got 0"),
     (lambda: jax.jit(SparseMatrix.from_dense)(W), T[0], "`w` is traced"),
     (lambda: jax.jit(lambda m: SparseMatrix.from_dense(W, m))(W > 1), T[0], "`mask` is traced"),
+    (lambda: SparseMatrix.from_dense(SparseMatrix.from_dense(W)), T[0], "sparse already"),
+    (
+        lambda: SparseMatrix.from_scipy(scipy.sparse.coo_array(W * 1j)),
+        T[1],
+        "must have two axes and real numbers",
+    ),
     (lambda: SparseMatrix.from_scipy(W), T[0], "`matrix` must be a SciPy sparse array"),
     (lambda: SparseMatrix.from_dense(W[None, None]).to_scipy(), T[1], "is for matrices"),
     (lambda: jax.jit(lambda w: w.to_scipy())(SparseMatrix.from_dense(W)), T[0], "traced"),

@@ -190,16 +190,43 @@ def test_lowers_to_dense_products_elsewhere(backend, platform):
     assert "stablehlo.convolution" in module
 
 
-def test_sharded_rows(backend):
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+def test_sharded_rows(backend, kind):
     w, dense = matrix((40, 30))
-    mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows = jax.sharding.PartitionSpec("rows")
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(kind,))
+    rows, whole = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
     x = jax.device_put(normal(16, 40), jax.sharding.NamedSharding(mesh, rows))
     np.testing.assert_allclose(jax.jit(lambda *a: matmul(*a))(x, w), x @ dense, atol=1e-5)
-    split = jax.shard_map(
-        lambda x: matmul(x, w), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
-    )
-    np.testing.assert_allclose(jax.jit(split)(x), x @ dense, atol=1e-5)
+    split = jax.shard_map(matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
+    np.testing.assert_allclose(jax.jit(split)(x, w), x @ dense, atol=1e-5)
+    got = jax.jit(jax.grad(lambda w: (split(x, w) ** 2).sum()))(w)
+    want = jax.grad(lambda w: ((normal(16, 40) @ w) ** 2).sum())(jnp.asarray(dense))
+    np.testing.assert_allclose(got.to_dense(), np.where(w.mask(), want, 0), rtol=1e-4, atol=1e-3)
+
+
+def test_sharded_images(backend):
+    w, dense = matrix((3, 3, 2, 8))
+    mesh = jax.make_mesh((8,), ("images",))
+    each, whole = jax.sharding.PartitionSpec("images"), jax.sharding.PartitionSpec()
+    x = normal(8, 5, 5, 2)
+    sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, each))
+    want = reference(x, dense)
+    np.testing.assert_allclose(jax.jit(lambda *a: conv(*a))(sharded, w), want, atol=1e-5)
+    split = jax.shard_map(conv, mesh=mesh, in_specs=(each, whole), out_specs=each)
+    np.testing.assert_allclose(jax.jit(split)(sharded, w), want, atol=1e-5)
+
+
+def test_infinite_weights_behave_as_numbers_do(backend):
+    w, mask = random((12, 9), 0.5)
+    w[0, 0], w[1, 0], w[2, 1] = np.inf, -np.inf, np.nan
+    mask[:3, :2] = [[True, False], [False, False], [False, True]]
+    w = SparseMatrix.from_dense(w, mask)
+    x = np.abs(normal(3, 12))
+    x[1, 0], x[2, 0] = 0, np.inf
+    y = np.asarray(matmul(x, w))
+    assert y[0, 0] == y[2, 0] == np.inf
+    assert np.isnan(y[1, 0])
+    assert np.isnan(y[:, 1]).all()
 
 
 WINDOWS = [
@@ -353,7 +380,7 @@ REFUSED = [
     (lambda: conv(IMAGES, M), ValueError, "`w` must be a kernel"),
     (lambda: conv(X, K), ValueError, r"must have shape \(images, height, width, 3\)"),
     (lambda: conv(IMAGES[..., :2], K), ValueError, r"float32\[1,5,5,2\]"),
-    (lambda: conv(IMAGES, K, strides=0), ValueError, "`strides` must be >= 1, got 0"),
+    (lambda: conv(IMAGES, K, strides=0), ValueError, "`strides` must be >= 1 and .*got 0"),
     (lambda: conv(IMAGES, K, strides=1.5), TypeError, "`strides` must be one integer or two"),
     (lambda: conv(IMAGES, K, dilation=(1, 0)), ValueError, "`dilation` must be >= 1"),
     (
@@ -361,7 +388,10 @@ REFUSED = [
         ValueError,
         '`padding` must be "SAME" or "VALID"',
     ),
-    (lambda: conv(IMAGES, K, padding=-1), ValueError, "`padding` must be >= 0, got"),
+    (lambda: conv(IMAGES, K, padding=None), TypeError, '`padding` must be "SAME", "VALID", an int'),
+    (lambda: conv(IMAGES, K, padding=2**40), ValueError, "`padding` must be >= 0 and less than"),
+    (lambda: X @ M, TypeError, "call sparse_ops.matmul"),
+    (lambda: conv(IMAGES, K, padding=-1), ValueError, "`padding` must be >= 0 and .*got -1"),
     (lambda: conv(IMAGES, K, padding=((0, 0),)), ValueError, "`padding` must be for two axes"),
     (lambda: sparse_ops.skipped_nonfinite(X.T, M), ValueError, "must have the 3 inputs"),
 ]

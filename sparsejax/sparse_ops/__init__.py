@@ -1,6 +1,7 @@
 """Products and convolutions that skip zeros: really faster, inside `jit`."""
 
-from sparsejax.sparse_ops._convolution import conv
+from sparsejax.sparse_ops import _kernel
+from sparsejax.sparse_ops._convolution import Window, conv
 from sparsejax.sparse_ops._crossover import measured, shipped
 from sparsejax.sparse_ops._kernel import backend
 from sparsejax.sparse_ops._matrix import SparseMatrix
@@ -10,6 +11,8 @@ from sparsejax.sparse_ops._products import matmul, skipped_nonfinite
 from sparsejax.sparse_ops._report import Report, Row
 from sparsejax.sparse_ops._sparsify import sparsify
 
+_kernel.load()
+
 __all__ = [
     "Crossover",
     "FastApply",
@@ -17,6 +20,7 @@ __all__ = [
     "Report",
     "Row",
     "SparseMatrix",
+    "Window",
     "backend",
     "conv",
     "matmul",

@@ -12,16 +12,29 @@ from jax import lax
 from sparsejax import _checks, _leaves
 from sparsejax.sparse_ops import _kernel
 from sparsejax.sparse_ops._matrix import SparseMatrix, check_sparse, check_values, dense
-from sparsejax.sparse_ops._products import arrays, attributes, check_input
+from sparsejax.sparse_ops._products import (
+    arrays,
+    attributes,
+    called,
+    check_input,
+    skipping,
+    together,
+)
 from sparsejax.sparse_ops._structure import Structure
 
 
 class Window(NamedTuple):
-    """How a kernel moves over images: strides, padding before and after, dilation, by axis."""
+    """How a kernel moves over images, vertically and horizontally.
 
-    strides: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]
+    Attributes:
+      strides: of the window.
+      padding: numbers of zeros before and after.
+      dilation: of the kernel.
+    """
+
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    dilation: tuple[int, int] = (1, 1)
 
 
 def conv(
@@ -36,8 +49,8 @@ def conv(
 
     What `matmul` says of backends, NaN, transformations and dtypes holds here, too. On a CPU the
     images are laid out once by channel, padded, so that every kept weight is one multiplication of
-    runs of positions; both gradients are dense convolutions. Grouped and transposed convolutions
-    are not built: give XLA the dense kernel (`w.to_dense()`).
+    runs of positions; both gradients are dense convolutions, zeros of the kernel included. Grouped
+    and transposed convolutions are not built: give XLA the dense kernel (`w.to_dense()`).
 
     Args:
       x: (images, height, width, inputs), floating; or without the first axis.
@@ -73,11 +86,11 @@ def conv(
             f"`x` must have shape (images, height, width, {w.shape[2]}), got "
             f"{_leaves.describe(x)} for {w}."
         )
-    images = jnp.asarray(x if x.ndim == 4 else x[None])
+    dtype = jnp.result_type(x, values)
+    images, values = together(jnp.asarray(x if x.ndim == 4 else x[None]), values)
     window = window_of(images.shape, w.shape, strides, padding, dilation)
     y = _convolution(w.structure, window, images, values)
-    y = y.astype(jnp.promote_types(images.dtype, w.dtype))
-    return y if x.ndim == 4 else y[0]
+    return y.astype(dtype) if x.ndim == 4 else y[0].astype(dtype)
 
 
 def window_of(x: Any, w: Any, strides: Any, padding: Any, dilation: Any) -> Window:
@@ -89,10 +102,15 @@ def window_of(x: Any, w: Any, strides: Any, padding: Any, dilation: Any) -> Wind
         sides = lax.padtype_to_pads(x[1:3], reach, strides, padding)
     elif _leaves.is_int(padding):
         sides = [(padding, padding)] * 2
-    else:
+    elif isinstance(padding, tuple | list):
         sides = [(side, side) if _leaves.is_int(side) else side for side in padding]
         if len(sides) != 2:
             raise ValueError(f"`padding` must be for two axes, got {padding!r}.")
+    else:
+        raise TypeError(
+            '`padding` must be "SAME", "VALID", an integer, or two integers or pairs, got '
+            f"{_leaves.brief(padding)}."
+        )
     pairs = tuple(_pair("padding", side, 0) for side in sides)
     return Window(strides, (pairs[0], pairs[1]), dilation)
 
@@ -102,14 +120,14 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
     fits = isinstance(pair, tuple | list) and len(pair) == 2 and all(map(_leaves.is_int, pair))
     if not fits:
         raise TypeError(f"`{name}` must be one integer or two, got {_leaves.brief(value)}.")
-    if min(pair) < least:
-        raise ValueError(f"`{name}` must be >= {least}, got {value}.")
+    if not least <= min(pair) <= max(pair) < 2**31:
+        raise ValueError(f"`{name}` must be >= {least} and less than 2**31, got {value}.")
     return int(pair[0]), int(pair[1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _convolution(structure: Structure, window: Window, x: Any, values: Any) -> jax.Array:
-    return _compiled(structure, window, _kernel.isa(), x, values)
+    return _compiled(structure, window, _kernel.isa(), _kernel.threads(), x, values)
 
 
 def _forward(structure: Structure, window: Window, x: Any, values: Any) -> Any:
@@ -138,15 +156,20 @@ def _dense_convolution(window: Window, x: jax.Array, kernel: jax.Array) -> jax.A
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _compiled(
-    structure: Structure, window: Window, isa: int, x: jax.Array, values: jax.Array
+    structure: Structure,
+    window: Window,
+    isa: int,
+    threads: int,
+    x: jax.Array,
+    values: jax.Array,
 ) -> jax.Array:
     """One program for eager calls, which would be compiled anew each time; jit opens it."""
-    return _batched(structure, window, isa)(x, values)
+    return _batched(structure, window, isa, threads)(x, values)
 
 
-def _batched(structure: Structure, window: Window, isa: int) -> Any:
+def _batched(structure: Structure, window: Window, isa: int, threads: int) -> Any:
     """The convolution with one kernel; `vmap` over x makes images of the mapped axis."""
 
     @jax.custom_batching.custom_vmap
@@ -154,7 +177,7 @@ def _batched(structure: Structure, window: Window, isa: int) -> Any:
         out = _answer(structure, window, x)
         if 0 in (*out.shape, *x.shape, *structure.shape):
             return jnp.zeros(out.shape, jnp.float32)
-        kernel = functools.partial(_by_kernel, structure, window, isa, out)
+        kernel = functools.partial(_by_kernel, structure, window, isa, threads, out)
         otherwise = functools.partial(_by_xla, structure, window)
         if not _kernel.available():
             return otherwise(x, values)
@@ -192,6 +215,7 @@ def _by_kernel(
     structure: Structure,
     window: Window,
     isa: int,
+    threads: int,
     out: jax.ShapeDtypeStruct,
     x: jax.Array,
     values: jax.Array,
@@ -206,12 +230,12 @@ def _by_kernel(
         "pad_top": window.padding[0][0],
         "pad_left": window.padding[1][0],
     }
-    call = jax.ffi.ffi_call("sparsejax_conv", out)
+    call = called("sparsejax_conv", x, out.shape)
     return call(
         x.astype(jnp.float32),
         values,
         *arrays(structure),
-        **attributes(structure, isa),
+        **attributes(structure, isa, threads),
         **{name: np.int64(number) for name, number in numbers.items()},
     )
 
@@ -222,27 +246,9 @@ def _by_xla(structure: Structure, window: Window, x: jax.Array, values: jax.Arra
     def whole(x: jax.Array, values: jax.Array) -> jax.Array:
         return _dense_convolution(window, x, dense(structure, values))
 
-    def tap_by_tap(x: jax.Array, values: jax.Array) -> jax.Array:
-        """One image after the other, as a product of its windows and the kernel's entries."""
-        height, width, channels, outputs = structure.shape
-        out = _answer(structure, window, x).shape[1:3]
-        tap, channel = np.divmod(structure.flat // max(1, outputs), max(1, channels))
-        top, left = np.divmod(np.minimum(tap, height * width - 1), width)
-        channel = np.minimum(channel, channels - 1)
-        rows = [np.arange(n) * s for n, s in zip(out, window.strides, strict=True)]
-        padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+    def carefully(x: jax.Array, values: jax.Array) -> jax.Array:
+        kept = dense(structure, jnp.ones_like(values))
+        multiply = functools.partial(_dense_convolution, window)
+        return skipping(multiply, x, dense(structure, values), kept)
 
-        def one(image: jax.Array) -> jax.Array:
-            def position(at: jax.Array) -> jax.Array:
-                inputs = image[
-                    at[0] + top * window.dilation[0], at[1] + left * window.dilation[1], channel
-                ]
-                terms = inputs.astype(jnp.float32) * values.astype(jnp.float32)
-                return jax.ops.segment_sum(terms, structure.packed.cols, outputs)
-
-            places = jnp.stack(jnp.meshgrid(*rows, indexing="ij"), -1).reshape(-1, 2)
-            return lax.map(position, places).reshape(*out, outputs)
-
-        return lax.map(one, padded)
-
-    return lax.cond(jnp.isfinite(x).all(), whole, tap_by_tap, x, values)
+    return lax.cond(jnp.isfinite(x).all(), whole, carefully, x, values)

@@ -143,14 +143,16 @@ def measured(cache: str | os.PathLike[str] | None = None) -> Crossover:
     def crossover(product: Product) -> float:
         if _hopeless(product):
             return 0.0
-        file = _memory.default_file() if cache is None else Path(cache)
+        file = _memory.default_file() if cache is None else Path(cache).expanduser()
         product = _measurement.representative(product)
         machine, name = _machine(), repr(product)
         if (machine, name) not in found:
             figures = _memory.recall(file, machine)
             found.update({(machine, key): figure for key, figure in figures.items()})
         if (machine, name) not in found:
-            found[machine, name] = round(_measurement.speed_up(product), 3)
+            # Also where something is being traced: what is timed are programs, not tracing.
+            with jax.ensure_compile_time_eval():
+                found[machine, name] = round(_measurement.speed_up(product), 3)
             _memory.remember(file, machine, name, found[machine, name])
         return found[machine, name]
 

@@ -25,7 +25,8 @@ def backend() -> Backend:
 
     Two environment variables have a say in what is traced from then on: `SPARSEJAX_BACKEND` forces
     one of the four, and `SPARSEJAX_NUM_THREADS` limits the kernels' threads (default: one for each
-    processor that the process may use).
+    processor that the process may use; the first large product reads it, too, and from then on it
+    can only be lowered).
 
     Returns:
       `"avx512"`, `"avx2"` or `"plain"` (C++ without special instructions; on ARM it is NEON, which
@@ -66,6 +67,11 @@ def backend() -> Backend:
 def available() -> bool:
     """Whether programs for the CPU may call the kernels; their targets are registered then."""
     return backend() != "jax"
+
+
+def load() -> None:
+    """Registers the targets, for programs that were exported elsewhere."""
+    _native()
 
 
 def isa() -> int:

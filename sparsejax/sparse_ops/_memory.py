@@ -29,7 +29,10 @@ def recall(file: Path, machine: str) -> dict[str, float]:
 
 
 def remember(file: Path, machine: str, product: str, speed_up: float) -> None:
-    """Adds a figure to the file, where it can be written; others' figures in it stay."""
+    """Adds a figure to the file, where it can be written.
+
+    Of two processes that write at once one may lose a figure, which is then measured again.
+    """
     with _writing:
         known = _read(file)
         known.setdefault(machine, {})[product] = speed_up

@@ -27,8 +27,9 @@ def matmul(x: Any, w: SparseMatrix) -> jax.Array:
 
     Pure: works under `jit`, `vmap` over x (one product of all rows) and reverse-mode `grad`, also
     twice, with respect to x and to the kept values. The gradient of x is a sparse product again;
-    that of the values costs a dense product. Sharded x: use `jax.shard_map`, XLA gathers it
-    otherwise.
+    that of the values costs a dense product. Sharded x: use `jax.shard_map`; it is gathered
+    otherwise. Indices are constants of the program; eager calls keep theirs in JAX's cache until
+    `jax.clear_caches()`.
 
     Args:
       x: (..., inputs), floating.
@@ -62,10 +63,35 @@ def matmul(x: Any, w: SparseMatrix) -> jax.Array:
             f"`x` must have the {w.shape[0]} inputs of `w` as its last axis, got "
             f"{_leaves.describe(x)} for {w}."
         )
-    x = jnp.asarray(x)
+    dtype = jnp.result_type(x, values)
+    x, values = together(jnp.asarray(x), values)
     rows = x.reshape(int(np.prod(x.shape[:-1], dtype=np.int64)), w.shape[0])
     y = _product(w.structure, rows, values)
-    return y.astype(jnp.promote_types(x.dtype, w.dtype)).reshape(*x.shape[:-1], w.shape[1])
+    return y.astype(dtype).reshape(*x.shape[:-1], w.shape[1])
+
+
+def together(x: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both on the same devices: gathered in an explicit mesh, varying alike in a `shard_map`."""
+    x, values = _gathered(x), _gathered(values)
+    axes = _varying(x) | _varying(values)
+    return _spread(x, axes), _spread(values, axes)
+
+
+def _spread(array: jax.Array, axes: frozenset[Any]) -> jax.Array:
+    more = tuple(sorted(axes - _varying(array)))
+    return lax.pcast(array, more, to="varying") if more else array
+
+
+def _gathered(array: jax.Array) -> jax.Array:
+    sharding = jax.typeof(array).sharding
+    if all(part is None for part in sharding.spec):
+        return array
+    whole = jax.sharding.PartitionSpec(*[None] * array.ndim)
+    return jax.sharding.reshard(array, jax.sharding.NamedSharding(sharding.mesh, whole))
+
+
+def _varying(array: jax.Array) -> frozenset[Any]:
+    return frozenset(jax.typeof(array).manual_axis_type.varying)
 
 
 def skipped_nonfinite(x: Any, w: SparseMatrix) -> jax.Array:
@@ -112,7 +138,7 @@ def check_input(x: Any, w: SparseMatrix) -> None:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(structure: Structure, x: Any, values: Any) -> jax.Array:
     """x[rows, inputs] @ W in float32."""
-    return _compiled(structure, _kernel.isa(), x, values)
+    return _compiled(structure, _kernel.isa(), _kernel.threads(), x, values)
 
 
 def _forward(structure: Structure, x: Any, values: Any) -> Any:
@@ -138,20 +164,22 @@ def _backward(structure: Structure, residuals: Any, dy: Any) -> Any:
 _product.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled(structure: Structure, isa: int, x: jax.Array, values: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _compiled(
+    structure: Structure, isa: int, threads: int, x: jax.Array, values: jax.Array
+) -> jax.Array:
     """One program for eager calls, which would be compiled anew each time; jit opens it."""
-    return _batched(structure, isa)(x, values)
+    return _batched(structure, isa, threads)(x, values)
 
 
-def _batched(structure: Structure, isa: int) -> Any:
+def _batched(structure: Structure, isa: int, threads: int) -> Any:
     """The product of one matrix; `vmap` over x makes rows of the mapped axis."""
 
     @jax.custom_batching.custom_vmap
     def product(x: jax.Array, values: jax.Array) -> jax.Array:
         if 0 in (x.shape[0], *structure.shape):
             return jnp.zeros((x.shape[0], structure.shape[1]), jnp.float32)
-        kernel = functools.partial(_by_kernel, structure, isa)
+        kernel = functools.partial(_by_kernel, structure, isa, threads)
         otherwise = functools.partial(_by_xla, structure)
         if not _kernel.available():
             return otherwise(x, values)
@@ -169,11 +197,24 @@ def _batched(structure: Structure, isa: int) -> Any:
     return product
 
 
-def _by_kernel(structure: Structure, isa: int, x: jax.Array, values: jax.Array) -> jax.Array:
-    call = jax.ffi.ffi_call(
-        "sparsejax_matmul", jax.ShapeDtypeStruct((x.shape[0], structure.shape[1]), jnp.float32)
+def _by_kernel(
+    structure: Structure, isa: int, threads: int, x: jax.Array, values: jax.Array
+) -> jax.Array:
+    call = called("sparsejax_matmul", x, (x.shape[0], structure.shape[1]))
+    return call(
+        x.astype(jnp.float32), values, *arrays(structure), **attributes(structure, isa, threads)
     )
-    return call(x.astype(jnp.float32), values, *arrays(structure), **attributes(structure, isa))
+
+
+def called(target: str, x: jax.Array, shape: tuple[int, ...]) -> Any:
+    """A call of the kernel, whose answer varies over the devices of a `shard_map` as x does."""
+    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, jnp.float32))
+
+    def answer(*operands: Any, **attributes: np.int64) -> jax.Array:
+        y: jax.Array = call(*operands, **attributes)
+        return _spread(y, _varying(x))
+
+    return answer
 
 
 def arrays(structure: Structure) -> tuple[np.ndarray, ...]:
@@ -182,11 +223,11 @@ def arrays(structure: Structure) -> tuple[np.ndarray, ...]:
     return packed.offs, packed.cnt, packed.col, packed.base
 
 
-def attributes(structure: Structure, isa: int) -> dict[str, np.int64]:
+def attributes(structure: Structure, isa: int, threads: int) -> dict[str, np.int64]:
     """The kernel's numbers."""
     packed = structure.packed
     numbers = {"kb": packed.kb, "nt": packed.nt, "width": packed.width}
-    numbers |= {"isa": isa, "threads": _kernel.threads()}
+    numbers |= {"isa": isa, "threads": threads}
     return {name: np.int64(number) for name, number in numbers.items()}
 
 
@@ -197,11 +238,31 @@ def _by_xla(structure: Structure, x: jax.Array, values: jax.Array) -> jax.Array:
         w = dense(structure, values)
         return jnp.matmul(x, w, preferred_element_type=jnp.float32)
 
-    def entry_by_entry(x: jax.Array, values: jax.Array) -> jax.Array:
-        def row(x: jax.Array) -> jax.Array:
-            terms = x[structure.packed.rows].astype(jnp.float32) * values.astype(jnp.float32)
-            return jax.ops.segment_sum(terms, structure.packed.cols, structure.shape[1])
+    def carefully(x: jax.Array, values: jax.Array) -> jax.Array:
+        kept = dense(structure, jnp.ones_like(values))
+        return skipping(jnp.matmul, x, dense(structure, values), kept)
 
-        return lax.map(row, x)
+    return lax.cond(jnp.isfinite(x).all(), whole, carefully, x, values)
 
-    return lax.cond(jnp.isfinite(x).all(), whole, entry_by_entry, x, values)
+
+def skipping(multiply: Any, x: jax.Array, w: jax.Array, kept: jax.Array) -> jax.Array:
+    """A dense product, or convolution, in which nothing that is not finite meets a skipped zero.
+
+    The finite parts are multiplied as they are; where infinities and NaNs go is counted by
+    products of indicators.
+    """
+    x, w, kept = (a.astype(jnp.float32) for a in (x, w, kept))
+
+    def met(a: jax.Array, b: jax.Array) -> jax.Array:
+        return multiply(a.astype(jnp.float32), b.astype(jnp.float32)) > 0
+
+    some_x, some_w = jnp.isinf(x), jnp.isinf(w)
+    plus = met((x > 0) & some_x, w > 0) | met((x < 0) & some_x, w < 0)
+    plus |= met(x > 0, (w > 0) & some_w) | met(x < 0, (w < 0) & some_w)
+    minus = met((x > 0) & some_x, w < 0) | met((x < 0) & some_x, w > 0)
+    minus |= met(x > 0, (w < 0) & some_w) | met(x < 0, (w > 0) & some_w)
+    nan = met(jnp.isnan(x), kept) | met(jnp.ones_like(x), jnp.isnan(w))
+    nan |= met(some_x, kept * (w == 0)) | met(x == 0, some_w) | (plus & minus)
+    finite = multiply(*(jnp.where(jnp.isfinite(a), a, 0) for a in (x, w)))
+    infinite = jnp.where(plus, jnp.inf, jnp.where(minus, -jnp.inf, finite))
+    return jnp.where(nan, jnp.nan, infinite)

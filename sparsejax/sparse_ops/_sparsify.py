@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
@@ -48,14 +49,18 @@ def sparsify(
 
     The replaced weights are SparseMatrix leaves in the place of the dense ones, in the order of
     axes in which they are multiplied: optimizers and `jax.grad` see their kept values, which is
-    sparse fine-tuning. What stayed dense is masked once; to keep it so while training, use
-    `sparsejax.keep_masks`. `fast_apply.to_dense` brings dense params back.
+    sparse fine-tuning (its steps are no faster than dense ones). What stayed dense is masked once;
+    to keep it so while training, give `sparsejax.keep_masks` the masks with a 0-d True in the place
+    of those that were replaced: `dataclasses.replace(sparse["w"], values=np.array(True))`.
+    `fast_apply.to_dense` brings dense params back.
 
     `fast_apply` is pure: it works under `jit` (which it needs to be fast: it is traced at every
-    call), `grad`, `vmap` over inputs, and `jax.export` for CPU, GPU and TPU. Inputs of other
-    shapes are welcome; what is replaced was decided for those that were given here. In gradients
-    of functions with custom derivatives the weight is dense. Forward-mode derivatives are not
-    available of sparse products.
+    call), `grad` and `vmap` over inputs. Inputs of other shapes are welcome; what is replaced was
+    decided for those that were given here. In gradients of functions with custom derivatives the
+    weight is dense. Forward-mode derivatives are not available of sparse products. `jax.export` of
+    `lambda x: fast_apply(sparse_params, x)` works for GPU and TPU; for CPUs with `disabled_checks`
+    of `jax.export.DisabledSafetyCheck.custom_call("sparsejax_matmul")`, and `"sparsejax_conv"`,
+    and where `sparsejax.sparse_ops` is imported before it is called.
 
     Args:
       apply_fn: `(params, *inputs) -> outputs`, pure.
@@ -105,7 +110,7 @@ def sparsify(
     kept = masking.aligned(masks, params)
     _check_known("params", flat.paths, flat.leaves)
     _check_known("masks", flat.paths, kept)
-    masked = masking.apply_masks(params, masks)
+    masked = jax.tree.map(_canonical, masking.apply_masks(params, masks))
     leaves = jax.tree.leaves(masked)
     pruned = [i for i, mask in enumerate(kept) if not np.all(mask)]
     network = Network(apply_fn, flat.structure)
@@ -168,6 +173,11 @@ def _fastest(
 def _declined(row: Row) -> bool:
     """Whether it could be replaced, but would not gain alone."""
     return not row.replaced and bool(row.speed_up)
+
+
+def _canonical(leaf: Any) -> Any:
+    """NumPy's arrays as JAX will see them: float64 is float32 unless x64 is on."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) and _leaves.is_number(leaf) else leaf
 
 
 def _check_known(name: str, paths: Sequence[str], leaves: Sequence[Any]) -> None:
