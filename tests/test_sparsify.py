@@ -14,6 +14,7 @@ from flax import nnx
 from jax import lax
 
 from sparsejax import granularities, masking, sparse_ops
+from sparsejax.sparse_ops import _sparsify
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -448,9 +449,9 @@ def test_all_is_replaced_where_that_is_fastest(monkeypatch, every, replaced):
     def expect(product):
         return 2.0 if product.w == (7, 9) else 0.8
 
-    monkeypatch.setattr(sparse_ops._sparsify._crossover, "measured", lambda: expect)
+    monkeypatch.setattr(_sparsify._crossover, "measured", lambda: expect)
     figures = iter([1.5, every])
-    monkeypatch.setattr(sparse_ops._sparsify, "ratio", lambda dense, sparse: next(figures))
+    monkeypatch.setattr(_sparsify, "ratio", lambda dense, sparse: next(figures))
     params = {"v": draw(9, 3), "w": draw(7, 9)}
 
     def apply(p, x):
@@ -464,10 +465,10 @@ def test_all_is_replaced_where_that_is_fastest(monkeypatch, every, replaced):
 
 @pytest.mark.parametrize("whole", [0.9, 1.1])
 def test_all_stays_dense_where_the_whole_does_not_gain(monkeypatch, whole):
-    monkeypatch.setattr(sparse_ops._sparsify._crossover, "measured", lambda: always)
+    monkeypatch.setattr(_sparsify._crossover, "measured", lambda: always)
     runs = []
     monkeypatch.setattr(
-        sparse_ops._sparsify,
+        _sparsify,
         "ratio",
         lambda dense, sparse: runs.extend((dense(), sparse())) or whole,
     )
