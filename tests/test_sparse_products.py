@@ -391,7 +391,11 @@ REFUSED = [
     (lambda: conv(IMAGES, K, padding=None), TypeError, '`padding` must be "SAME", "VALID", an int'),
     (lambda: conv(IMAGES, K, padding=2**40), ValueError, "`padding` must be >= 0 and less than"),
     (lambda: X @ M, TypeError, "call sparse_ops.matmul"),
-    (lambda: conv(IMAGES, K, padding=-1), ValueError, "`padding` must be >= 0 and .*got -1"),
+    (
+        lambda: conv(IMAGES, K, padding=-1),
+        ValueError,
+        r"`padding` must be >= 0 and .*\(-1, -1\)",
+    ),
     (lambda: conv(IMAGES, K, padding=((0, 0),)), ValueError, "`padding` must be for two axes"),
     (lambda: sparse_ops.skipped_nonfinite(X.T, M), ValueError, "must have the 3 inputs"),
 ]

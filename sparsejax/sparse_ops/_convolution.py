@@ -15,8 +15,10 @@ from sparsejax.sparse_ops._matrix import SparseMatrix, check_sparse, check_value
 from sparsejax.sparse_ops._products import (
     arrays,
     attributes,
+    by_platform,
     called,
     check_input,
+    folding,
     skipping,
     together,
 )
@@ -172,27 +174,14 @@ def _compiled(
 def _batched(structure: Structure, window: Window, isa: int, threads: int) -> Any:
     """The convolution with one kernel; `vmap` over x makes images of the mapped axis."""
 
-    @jax.custom_batching.custom_vmap
     def convolution(x: jax.Array, values: jax.Array) -> jax.Array:
         out = _answer(structure, window, x)
         if 0 in (*out.shape, *x.shape, *structure.shape):
             return jnp.zeros(out.shape, jnp.float32)
         kernel = functools.partial(_by_kernel, structure, window, isa, threads, out)
-        otherwise = functools.partial(_by_xla, structure, window)
-        if not _kernel.available():
-            return otherwise(x, values)
-        return lax.platform_dependent(x, values, cpu=kernel, default=otherwise)
+        return by_platform(kernel, functools.partial(_by_xla, structure, window), x, values)
 
-    @convolution.def_vmap
-    def _(size: int, batched: Any, x: jax.Array, values: jax.Array) -> Any:
-        if not batched[1]:
-            y = convolution(x.reshape(size * x.shape[1], *x.shape[2:]), values)
-            return y.reshape(size, x.shape[1], *y.shape[1:]), True
-        if batched[0]:
-            return lax.map(lambda pair: convolution(*pair), (x, values)), True
-        return lax.map(lambda one: convolution(x, one), values), True
-
-    return convolution
+    return folding(convolution)
 
 
 def _answer(structure: Structure, window: Window, x: jax.Array) -> jax.ShapeDtypeStruct:

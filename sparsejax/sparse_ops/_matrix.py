@@ -206,6 +206,8 @@ class SparseMatrix:
         (values,) = children
         return cls(values, structure)
 
+    __array_ufunc__ = None  # NumPy leaves x @ w to what follows
+
     def __rmatmul__(self, x: Any) -> Any:
         raise TypeError("x @ w is not defined for a SparseMatrix; call sparse_ops.matmul(x, w).")
 

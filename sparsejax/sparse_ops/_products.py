@@ -58,11 +58,7 @@ def matmul(x: Any, w: SparseMatrix) -> jax.Array:
         raise ValueError(f"`w` must be a matrix, got shape {w.shape}; kernels are for conv.")
     values = jnp.asarray(check_values(w))
     check_input(x, w)
-    if x.ndim < 1 or x.shape[-1] != w.shape[0]:
-        raise ValueError(
-            f"`x` must have the {w.shape[0]} inputs of `w` as its last axis, got "
-            f"{_leaves.describe(x)} for {w}."
-        )
+    _check_inputs(x, w)
     dtype = jnp.result_type(x, values)
     x, values = together(jnp.asarray(x), values)
     rows = x.reshape(int(np.prod(x.shape[:-1], dtype=np.int64)), w.shape[0])
@@ -117,15 +113,20 @@ def skipped_nonfinite(x: Any, w: SparseMatrix) -> jax.Array:
     """
     check_sparse(w)
     check_input(x, w)
+    _check_inputs(x, w)
+    others = tuple(axis for axis in range(w.ndim) if axis != w.ndim - 2)
+    partly = np.logical_not(np.all(w.mask(), axis=others))
+    unfit = ~jnp.isfinite(jnp.asarray(x).reshape(-1, w.shape[-2]))
+    return (unfit & partly.reshape(1, -1)).sum(dtype=jnp.int32)
+
+
+def _check_inputs(x: Any, w: SparseMatrix) -> None:
+    """Refuses an x whose last axis is not that of the inputs."""
     if x.ndim < 1 or x.shape[-1] != w.shape[-2]:
         raise ValueError(
             f"`x` must have the {w.shape[-2]} inputs of `w` as its last axis, got "
             f"{_leaves.describe(x)} for {w}."
         )
-    others = tuple(axis for axis in range(w.ndim) if axis != w.ndim - 2)
-    partly = np.logical_not(np.all(w.mask(), axis=others))
-    unfit = ~jnp.isfinite(jnp.asarray(x).reshape(-1, w.shape[-2]))
-    return (unfit & partly.reshape(1, -1)).sum(dtype=jnp.int32)
 
 
 def check_input(x: Any, w: SparseMatrix) -> None:
@@ -175,21 +176,31 @@ def _compiled(
 def _batched(structure: Structure, isa: int, threads: int) -> Any:
     """The product of one matrix; `vmap` over x makes rows of the mapped axis."""
 
-    @jax.custom_batching.custom_vmap
     def product(x: jax.Array, values: jax.Array) -> jax.Array:
         if 0 in (x.shape[0], *structure.shape):
             return jnp.zeros((x.shape[0], structure.shape[1]), jnp.float32)
         kernel = functools.partial(_by_kernel, structure, isa, threads)
-        otherwise = functools.partial(_by_xla, structure)
-        if not _kernel.available():
-            return otherwise(x, values)
-        return lax.platform_dependent(x, values, cpu=kernel, default=otherwise)
+        return by_platform(kernel, functools.partial(_by_xla, structure), x, values)
+
+    return folding(product)
+
+
+def by_platform(kernel: Any, otherwise: Any, x: jax.Array, values: jax.Array) -> jax.Array:
+    """The kernel on CPUs that have it, XLA everywhere else."""
+    if not _kernel.available():
+        return otherwise(x, values)
+    return lax.platform_dependent(x, values, cpu=kernel, default=otherwise)
+
+
+def folding(multiply: Any) -> Any:
+    """A product, or a convolution, that makes more rows, or images, of an axis that is mapped."""
+    product = jax.custom_batching.custom_vmap(multiply)
 
     @product.def_vmap
     def _(size: int, batched: Any, x: jax.Array, values: jax.Array) -> Any:
         if not batched[1]:
-            rows = product(x.reshape(size * x.shape[1], x.shape[2]), values)
-            return rows.reshape(size, x.shape[1], -1), True
+            y = product(x.reshape(size * x.shape[1], *x.shape[2:]), values)
+            return y.reshape(size, x.shape[1], *y.shape[1:]), True
         if batched[0]:
             return lax.map(lambda pair: product(*pair), (x, values)), True
         return lax.map(lambda one: product(x, one), values), True
