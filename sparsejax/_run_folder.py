@@ -7,7 +7,6 @@ that is killed leaves whole files only. One run at a time may use a folder.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparsejax import _leaves, _tree
+from sparsejax import _files, _leaves, _tree
 
 _MANIFEST = "manifest.json"
-_WRITING = ".part"
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -38,9 +36,7 @@ def open_run(folder: Any, arguments: dict[str, Any]) -> Path:
       ValueError: if it is no folder, holds other files, or the manifest there is damaged or has
         another argument, which the error names.
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"`folder` must be a path, got {_leaves.brief(folder)}.")
-    path = Path(folder)
+    path = _files.known_path("folder", folder)
     if path.exists() and not path.is_dir():
         raise ValueError(f"`folder` must be a folder, got the file {str(path)!r}.")
     manifest = path / _MANIFEST
@@ -48,7 +44,7 @@ def open_run(folder: Any, arguments: dict[str, Any]) -> Path:
         _check_same(path, _read(manifest), json.loads(json.dumps(arguments)))
         return path
     path.mkdir(parents=True, exist_ok=True)
-    others = sorted(p.name for p in path.iterdir() if p.suffix != _WRITING)
+    others = sorted(p.name for p in path.iterdir() if not _files.is_writing(p))
     if others:
         raise ValueError(
             f"`folder` must be empty or of an earlier run, got {str(path)!r} without a "
@@ -166,9 +162,5 @@ def _damaged(file: Path, what: str) -> ValueError:
 
 def _write(file: Path, content: bytes) -> None:
     """All or nothing, also when the machine goes down."""
-    beside = file.with_name(file.name + _WRITING)
-    with beside.open("wb") as f:
+    with _files.replacing(file) as f:
         f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    beside.replace(file)

@@ -139,6 +139,23 @@ def _split(path: str) -> KeyPath:
     return () if path == "." else tuple(path.split("."))
 
 
+def children(node: Any) -> list[tuple[Any, Any]] | None:
+    """What stands directly under a node, with JAX's keys; None for a leaf.
+
+    A variable of NNX counts as what it holds.
+    """
+    node = _held(node)
+    found = _one_level(node)
+    if found and not found[0][0]:
+        return None
+    return [(path[0], _held(child)) for path, child in found]
+
+
+def display_entry(entry: Any) -> str:
+    """One step of a path as people write it."""
+    return jax.tree_util.keystr((entry,), simple=True)
+
+
 def display(key: KeyPath) -> str:
     """A path as people write it; the root of a bare array is `.`."""
     return ".".join(key) or "."
@@ -181,7 +198,18 @@ def _stands_under(key: KeyPath, nodes: set[KeyPath]) -> bool:
 
 
 def _words(path: tuple[Any, ...]) -> KeyPath:
-    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+    return tuple(display_entry(entry) for entry in path)
+
+
+def _one_level(node: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda part: part is not node)[0]
+
+
+def _held(node: Any) -> Any:
+    """What a variable of NNX holds; anything else is itself."""
+    while _is_nnx_variable(node):
+        [(_, node)] = _one_level(node)
+    return node
 
 
 def _is_nnx_variable(node: Any) -> bool:

@@ -3,11 +3,12 @@
 import json
 import os
 import platform
-import tempfile
 import threading
 import warnings
 from pathlib import Path
 from typing import Any
+
+from sparsejax import _files
 
 _FORMAT = 1
 _writing = threading.Lock()
@@ -39,7 +40,8 @@ def remember(file: Path, machine: str, product: str, speed_up: float) -> None:
         content = json.dumps({"format": _FORMAT, "speed_ups": known}, indent=1)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            _replace(file, content)
+            with _files.replacing(file) as f:
+                f.write(content.encode())
         except OSError:
             pass  # A read-only home, a full disk: it is measured again next time.
 
@@ -87,15 +89,3 @@ def _checked(content: Any) -> dict[str, dict[str, float]]:
         if not all(isinstance(x, float | int) and 0 <= x < float("inf") for x in values):
             raise ValueError("a speed-up in it is no positive number")
     return machines if isinstance(machines, dict) else {}
-
-
-def _replace(file: Path, content: str) -> None:
-    """All or nothing: another process may read or write it now."""
-    number, beside = tempfile.mkstemp(dir=file.parent, prefix=file.name)
-    try:
-        with os.fdopen(number, "w", encoding="utf-8") as f:
-            f.write(content)
-        os.replace(beside, file)
-    except BaseException:
-        os.unlink(beside)
-        raise

@@ -1,0 +1,121 @@
+"""Files that are written whole or not at all, also when the process is killed."""
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sparsejax import _leaves
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows: what killed processes leave stays.
+    fcntl = None
+
+_WRITING = ".part"
+
+
+def known_path(name: str, value: Any) -> Path:
+    """The path of an argument; refuses what is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"`{name}` must be a path, got {_leaves.brief(value)}.")
+    return Path(value)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write beside `path`, which takes its place when `with` ends without an error.
+
+    Until then `path` is what it was; so it stays after an error, and the new file goes. Content and
+    name are on the disk before `with` is over. A link stays one: the file that it names is
+    replaced, with the permissions that it had. What killed processes left beside `path` is swept.
+
+    Raises:
+      OSError: if `path` names a folder, a device or a pipe, or the file cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    mode = _mode(target)
+    _sweep(target)
+    beside, file = _open_beside(target)
+    try:
+        with file:
+            yield file
+            file.flush()
+            if mode is not None:
+                os.chmod(beside, mode)
+            os.fsync(file.fileno())
+            # Still open, so that its lock says to others that it is no leftover.
+            os.replace(beside, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def is_writing(path: Path) -> bool:
+    """Whether a file is one that is being written beside another, or was when its writer died."""
+    return path.suffix == _WRITING
+
+
+def _mode(target: Path) -> int | None:
+    """The permissions of the file to be replaced; None where there is none."""
+    try:
+        found = target.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found):
+        raise IsADirectoryError(21, "Is a directory", str(target))
+    if not stat.S_ISREG(found):
+        raise OSError(22, "Not a regular file: it would be replaced, not written to", str(target))
+    return stat.S_IMODE(found)
+
+
+def _open_beside(target: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        beside = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}{_WRITING}")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        file = os.fdopen(os.open(beside, flags, 0o666), "w+b")
+        # Between the two lines another process may have swept it.
+        if _lock(file) and beside.exists():
+            return beside, file
+        file.close()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether nobody else writes the file; the lock goes with the process, however it ends."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # A file system without locks.
+    return True
+
+
+def _sweep(target: Path) -> None:
+    """Removes the leftovers of processes that are dead, which hold no lock any more."""
+    if fcntl is None:
+        return
+    start = f".{target.name[:200]}."
+    for entry in target.parent.iterdir():
+        if entry.name.startswith(start) and is_writing(entry):
+            with contextlib.suppress(OSError), entry.open("r+b") as leftover:
+                fcntl.flock(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                entry.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name last; where a folder cannot be opened or synced, it is left to the OS."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

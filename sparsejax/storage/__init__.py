@@ -1,0 +1,13 @@
+"""Checkpoints in which zeros take no room: safetensors files, written whole or not at all.
+
+`save` stores every leaf in the least of three ways (dense, bitmask, gaps), `load` gives it back bit
+for bit, masks too; `contents` lists a file without reading it. Files are ordinary safetensors
+files: any of its readers lists them, and reads the leaves that are dense. Orbax checkpoints of
+sharded arrays: `sparsejax.storage.orbax`.
+"""
+
+from sparsejax.storage._errors import InvalidFile
+from sparsejax.storage._loading import Checkpoint, Contents, Leaf, contents, load
+from sparsejax.storage._saving import save
+
+__all__ = ["Checkpoint", "Contents", "InvalidFile", "Leaf", "contents", "load", "save"]

@@ -1,0 +1,96 @@
+"""Numbers and compressed parts one after the other, and the cursor that reads them back."""
+
+from typing import TypeAlias
+
+import zstandard
+
+from sparsejax.storage._errors import Broken
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+# Level 1 codes symbols by Huffman's method and finds repetitions; higher levels find short ones by
+# chance, too, and write them out at greater length than the symbols (gaps at 80 % zeros: 1.014 of
+# the entropy, 1.15 at level 3). The other setting hardly finds any, which is better where symbols
+# are few and their order is random.
+_LEVEL = 1
+_REPETITIONS: dict[str, int] = {}
+_SYMBOLS = {"min_match": 7, "hash_log": 6}
+
+
+def number(value: int) -> bytes:
+    """A number >= 0 as LEB128: seven bits a byte, the lowest first."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def compressed(*parts: Buffer) -> bytes:
+    """The length of a zstd frame and the frame itself; every part has blocks of its own in it."""
+    return _compressed(parts, _REPETITIONS)
+
+
+def shortest(*parts: Buffer) -> bytes:
+    """`compressed` in the better of two ways."""
+    return min((_compressed(parts, setting) for setting in (_REPETITIONS, _SYMBOLS)), key=len)
+
+
+class Cursor:
+    """Reads what `number` and `compressed` wrote; whatever is not so raises `Broken`."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._at = 0
+
+    def number(self) -> int:
+        """The next number, below 2⁶³."""
+        value = 0
+        for shift in range(0, 63, 7):
+            byte = self._take(1)[0]
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise Broken("it has a number of more than 63 bits")
+
+    def decompressed(self, size: int) -> bytes:
+        """The content of the next frame, which must have this size; no more is ever allocated."""
+        frame = self._take(self.number())
+        try:
+            # Of a frame that says its size zstd allocates just that.
+            parameters = zstandard.get_frame_parameters(frame)
+            if parameters.content_size != size or parameters.dict_id:
+                raise Broken(f"a part has {parameters.content_size} bytes, not {size}")
+            return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise Broken(f"a compressed part cannot be read ({error})") from error
+
+    def end(self, alignment: int) -> None:
+        """Refuses anything but zeros, fewer than `alignment`, after what was read."""
+        rest = bytes(self._data[self._at :])
+        if len(rest) >= alignment or any(rest):
+            raise Broken(f"there are {len(rest)} bytes behind its end")
+
+    def _take(self, count: int) -> memoryview:
+        taken = self._data[self._at : self._at + count]
+        if len(taken) < count:
+            raise Broken("it ends too early")
+        self._at += count
+        return taken
+
+
+def _compressed(parts: tuple[Buffer, ...], setting: dict[str, int]) -> bytes:
+    size = sum(memoryview(part).nbytes for part in parts)
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        _LEVEL, source_size=size, write_checksum=False, **setting
+    )
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=size)
+    frame = bytearray()
+    for place, part in enumerate(parts, 1):
+        frame += compressor.compress(part)
+        last = place == len(parts)
+        frame += compressor.flush(
+            zstandard.COMPRESSOBJ_FLUSH_FINISH if last else zstandard.COMPRESSOBJ_FLUSH_BLOCK
+        )
+    return number(len(frame)) + frame

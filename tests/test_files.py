@@ -1,0 +1,86 @@
+"""`replacing`: whole or not at all, and nothing left beside."""
+
+import os
+import stat
+
+import pytest
+
+from sparsejax._files import replacing
+
+
+def write(path, content):
+    with replacing(path) as f:
+        f.write(content)
+
+
+def test_replacing_writes_a_new_file_with_the_permissions_of_any_other(tmp_path):
+    write(tmp_path / "a", b"new")
+    (tmp_path / "b").write_bytes(b"")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_replacing_keeps_the_permissions_of_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    write(path, b"new")
+    assert path.read_bytes() == b"new" and stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_replacing_leaves_the_old_file_after_an_error(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def interrupted():
+        with replacing(path) as f:
+            f.write(b"new")
+            f.flush()
+            assert path.read_bytes() == b"old"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_replacing_leaves_no_new_file_after_an_error(tmp_path):
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a"):
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_replacing_keeps_a_link_and_replaces_what_it_names(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "a")
+    write(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "folder" / "a").read_bytes() == b"new"
+
+
+def test_replacing_sweeps_what_dead_writers_left_and_nothing_else(tmp_path):
+    dead, other = tmp_path / ".a.01234567.part", tmp_path / ".ab.01234567.part"
+    dead.write_bytes(b"half")
+    other.write_bytes(b"half")
+    with replacing(tmp_path / "a") as outer:
+        outer.write(b"outer")
+        write(tmp_path / "a", b"inner")  # Another writer: neither disturbs the other.
+        assert (tmp_path / "a").read_bytes() == b"inner"
+    assert (tmp_path / "a").read_bytes() == b"outer"
+    assert sorted(os.listdir(tmp_path)) == [".ab.01234567.part", "a"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_replacing_refuses_what_is_no_file(tmp_path, kind):
+    path = tmp_path / "a"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    before = path.stat().st_mode
+    with pytest.raises(OSError, match=r"directory|regular"), replacing(path):
+        pass
+    assert path.stat().st_mode == before and os.listdir(tmp_path) == ["a"]
+
+
+def test_replacing_says_where_there_is_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"), replacing(tmp_path / "nowhere" / "a"):
+        pass
