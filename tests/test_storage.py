@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import sparsejax as sj
 from sparsejax import granularities, masking, storage
-from sparsejax.storage import _dtypes, _packing, _positions
+from sparsejax.storage import _bytes, _dtypes, _positions
 
 DTYPES = [
     *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16"),
@@ -124,8 +124,8 @@ def test_positions_code_gaps_of_every_length(size, planes):
     flat = np.zeros(size, bool)
     flat[rng.integers(0, flat.size, 12)] = True
     flat[[0, 1, 256, flat.size - 1]] = True
-    code, content = _positions.encode(flat)
-    cursor = _packing._bytes.Cursor(memoryview(content))
+    code, pieces = _positions.encode(flat)
+    cursor = _bytes.Cursor(memoryview(b"".join(pieces)))
     name, found = _positions.decode(cursor, flat.shape)
     assert code == name == "gaps" and _positions._planes(size, 16) == planes
     np.testing.assert_array_equal(found, flat)
@@ -288,6 +288,8 @@ def test_bad_arguments_are_named(tmp_path):
         storage.save(3, {})
     with pytest.raises(TypeError, match="`metadata` must map strings to strings"):
         storage.save(tmp_path / "a", {}, metadata={"step": 3})
+    with pytest.raises(ValueError, match="`metadata` must be Unicode text"):
+        storage.save(tmp_path / "a", {}, metadata={"step": "\ud800"})
     storage.save(tmp_path / "a", {})
     with pytest.raises(TypeError, match="`limit` must be a number of bytes"):
         storage.load(tmp_path / "a", limit=-1)

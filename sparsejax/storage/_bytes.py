@@ -1,5 +1,7 @@
 """Numbers and compressed parts one after the other, and the cursor that reads them back."""
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import zstandard
@@ -13,6 +15,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 # the entropy, 1.15 at level 3). The other setting hardly finds any, which is better where symbols
 # are few and their order is random.
 _LEVEL = 1
+_MOST_WINDOW = 1 << 23
 _REPETITIONS: dict[str, int] = {}
 _SYMBOLS = {"min_match": 7, "hash_log": 6}
 
@@ -27,14 +30,21 @@ def number(value: int) -> bytes:
     return bytes(out)
 
 
-def compressed(*parts: Buffer) -> bytes:
-    """The length of a zstd frame and the frame itself; every part has blocks of its own in it."""
-    return _compressed(parts, _REPETITIONS)
+def compressed(parts: Iterable[Buffer], size: int) -> list[Buffer]:
+    """The length of a zstd frame and the frame; each of its parts has blocks of its own in it."""
+    return _compressed(parts, size, _REPETITIONS)
 
 
-def shortest(*parts: Buffer) -> bytes:
+def shortest(part: Buffer) -> list[Buffer]:
     """`compressed` in the better of two ways."""
-    return min((_compressed(parts, setting) for setting in (_REPETITIONS, _SYMBOLS)), key=len)
+    size = memoryview(part).nbytes
+    frames = [_compressed([part], size, setting) for setting in (_REPETITIONS, _SYMBOLS)]
+    return min(frames, key=length)
+
+
+def length(pieces: Iterable[Buffer]) -> int:
+    """The bytes of all pieces."""
+    return sum(memoryview(piece).nbytes for piece in pieces)
 
 
 class Cursor:
@@ -56,15 +66,26 @@ class Cursor:
 
     def decompressed(self, size: int) -> bytes:
         """The content of the next frame, which must have this size; no more is ever allocated."""
+        return self.stream(size)(size)
+
+    def stream(self, size: int) -> Callable[[int], bytes]:
+        """What reads the content of the next frame, which must have this size, piece by piece."""
         frame = self._take(self.number())
-        try:
-            # Of a frame that says its size zstd allocates just that.
+        with _as_broken():
             parameters = zstandard.get_frame_parameters(frame)
             if parameters.content_size != size or parameters.dict_id:
                 raise Broken(f"a part has {parameters.content_size} bytes, not {size}")
-            return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise Broken(f"a compressed part cannot be read ({error})") from error
+            decompressor = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW)
+            reader = decompressor.stream_reader(frame, read_across_frames=False)
+
+        def read(count: int) -> bytes:
+            with _as_broken():
+                content = reader.read(count)
+            if len(content) < count:
+                raise Broken("a compressed part ends too early")
+            return content
+
+        return read
 
     def end(self, alignment: int) -> None:
         """Refuses anything but zeros, fewer than `alignment`, after what was read."""
@@ -80,17 +101,24 @@ class Cursor:
         return taken
 
 
-def _compressed(parts: tuple[Buffer, ...], setting: dict[str, int]) -> bytes:
-    size = sum(memoryview(part).nbytes for part in parts)
+@contextlib.contextmanager
+def _as_broken() -> Iterator[None]:
+    try:
+        yield
+    except zstandard.ZstdError as error:
+        raise Broken(f"a compressed part cannot be read ({error})") from error
+
+
+def _compressed(parts: Iterable[Buffer], size: int, setting: dict[str, int]) -> list[Buffer]:
     parameters = zstandard.ZstdCompressionParameters.from_level(
         _LEVEL, source_size=size, write_checksum=False, **setting
     )
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=size)
-    frame = bytearray()
-    for place, part in enumerate(parts, 1):
+    frame, left = bytearray(), size
+    for part in parts:
         frame += compressor.compress(part)
-        last = place == len(parts)
-        frame += compressor.flush(
-            zstandard.COMPRESSOBJ_FLUSH_FINISH if last else zstandard.COMPRESSOBJ_FLUSH_BLOCK
-        )
-    return number(len(frame)) + frame
+        left -= memoryview(part).nbytes
+        if left:
+            frame += compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    frame += compressor.flush()
+    return [number(len(frame)), frame]

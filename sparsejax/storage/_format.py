@@ -91,7 +91,12 @@ def describe(header: _container.Header) -> Description | None:
       Broken: if they are ours but damaged, or they do not fit the tensors.
     """
     said = header.metadata
-    ours = (said.get("format") == _NAME, header.content.startswith(_BEFORE_CHECKSUM))
+    # Any one of them, so that damage does not turn a file into another's.
+    ours = (
+        said.get("format") == _NAME,
+        header.content.startswith(_BEFORE_CHECKSUM),
+        {"version", "leaves", "tree"} <= set(said),
+    )
     if not any(ours):
         return None
     if not all(ours) or said.get("checksum") != _checksum(header.content):
@@ -100,8 +105,6 @@ def describe(header: _container.Header) -> Description | None:
         raise Broken(
             f"it is of format {said.get('version', '')[:20]!r}, this sparsejax reads {VERSION}"
         )
-    if not {"leaves", "tree"} <= set(said):
-        raise Broken("its header lacks leaves or tree")
     lines = said["leaves"].split("; ") if said["leaves"] else []
     if len(lines) != len(header.tensors):
         raise Broken(f"it has {len(header.tensors)} tensors but {len(lines)} leaves")

@@ -93,7 +93,8 @@ def load(
         NumPy arrays; anything else JAX takes apart (a NamedTuple, a module, a state of NNX) is a
         dict of its parts; another's file is a dict by name.
       limit: how many bytes the arrays may have more than the file, 4 GiB by default: a small file
-        can say that it holds any number of zeros.
+        can say that it holds any number of zeros. (What is read of a header takes up to some 30
+        times its length, at most 100 MB, whatever the limit.)
       progress: True draws a bar on standard error; a text stands before it.
 
     Returns:

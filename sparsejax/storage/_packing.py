@@ -23,22 +23,19 @@ class Unpacked(NamedTuple):
     code: str
 
 
-def pack(array: np.ndarray, mask: np.ndarray | None) -> tuple[str, bytes] | None:
-    """The code and the bytes of a leaf; None where it is to stay dense, as it is no larger so.
+def pack(array: np.ndarray, mask: np.ndarray | None) -> tuple[str, list[_bytes.Buffer]] | None:
+    """The code and the bytes of a leaf, in pieces; None where it is no larger dense.
 
     A leaf with a mask is packed whatever its size, for the mask's sake.
     """
     found = _nonzero(array) if mask is None else mask
     if mask is None and (array.ndim == 0 or np.count_nonzero(found) == array.size):
         return None
-    if found.ndim:
-        code, positions = _positions.encode(found)
-    else:
-        code, positions = "bitmask", _bytes.number(int(found))
-    head = _head(array.shape, mask)
-    content = b"".join((head, positions, _values.encode(array, _spread(found, array.shape))))
-    content += bytes(-len(content) % array.dtype.itemsize)
-    return None if mask is None and len(content) >= array.nbytes else (code, content)
+    code, positions = _positions.encode(found) if found.ndim else _scalar(found)
+    values = _values.encode(array, _spread(found, array.shape))
+    pieces = [_head(array.shape, mask), *positions, *values]
+    pieces.append(bytes(-_bytes.length(pieces) % array.dtype.itemsize))
+    return None if mask is None and _bytes.length(pieces) >= array.nbytes else (code, pieces)
 
 
 def unpack(content: memoryview, shape: tuple[int, ...], dtype: np.dtype) -> Unpacked:
@@ -93,6 +90,10 @@ def _head(shape: tuple[int, ...], mask: np.ndarray | None) -> bytes:
         return _bytes.number(_GIVEN | _SCALAR)
     has = (size == of for size, of in zip(mask.shape, shape, strict=True))
     return b"".join(map(_bytes.number, (_GIVEN, *map(int, has))))
+
+
+def _scalar(mask: np.ndarray) -> tuple[str, list[_bytes.Buffer]]:
+    return "bitmask", [_bytes.number(int(mask))]
 
 
 def _flag(cursor: _bytes.Cursor) -> bool:

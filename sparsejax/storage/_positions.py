@@ -24,7 +24,7 @@ _BITMASK = 0
 _MOST_PLANES = 7  # Of 8 bits, in indices of 63.
 
 
-def encode(mask: np.ndarray) -> tuple[str, bytes]:
+def encode(mask: np.ndarray) -> tuple[str, list[_bytes.Buffer]]:
     """The code's name and the bytes of a mask that has at least one axis."""
     block = _patterns.blocks(mask)
     coarse = _patterns.coarse(mask, block)
@@ -35,9 +35,9 @@ def encode(mask: np.ndarray) -> tuple[str, bytes]:
     codes = [_gaps(flat, kept)] if 4 * kept < flat.size else []
     if 64 * kept > flat.size or not codes:
         codes.append((_BITMASK, _bytes.shortest(np.packbits(flat).data)))
-    code, content = min(codes, key=lambda pair: len(pair[1]))
-    head = b"".join(map(_bytes.number, (*block, axis, kept, code)))
-    return "gaps" if code else "bitmask", head + content
+    code, pieces = min(codes, key=lambda pair: _bytes.length(pair[1]))
+    head = map(_bytes.number, (*block, axis, kept, code))
+    return "gaps" if code else "bitmask", [*head, *pieces]
 
 
 def decode(cursor: _bytes.Cursor, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
@@ -66,7 +66,7 @@ def indices(flat: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield start, np.flatnonzero(flat[start : start + CHUNK])
 
 
-def _gaps(flat: np.ndarray, kept: int) -> tuple[int, bytes]:
+def _gaps(flat: np.ndarray, kept: int) -> tuple[int, list[_bytes.Buffer]]:
     planes = _planes(flat.size, kept)
     tops, lows = bytearray(), [bytearray() for _ in range(planes - 1)]
     last = -1
@@ -77,7 +77,12 @@ def _gaps(flat: np.ndarray, kept: int) -> tuple[int, bytes]:
             tops += _escaped(gaps >> 8 * (planes - 1))
             for plane, low in enumerate(lows):
                 low += (gaps >> 8 * plane).astype(np.uint8).data
-    return planes, _bytes.number(len(tops)) + _bytes.shortest(tops, *lows)
+    length = _bytes.number(len(tops))
+    return planes, [
+        length,
+        *_bytes.shortest(tops),
+        *(p for low in lows for p in _bytes.shortest(low)),
+    ]
 
 
 def _planes(size: int, kept: int) -> int:
@@ -101,8 +106,10 @@ def _from_gaps(cursor: _bytes.Cursor, size: int, kept: int, planes: int) -> np.n
     length = cursor.number()
     if not kept <= length <= kept + size // 255 + 1:
         raise Broken(f"it has {length} bytes of gaps for {kept} units of {size}")
-    content = np.frombuffer(cursor.decompressed(length + kept * (planes - 1)), np.uint8)
-    tops, lows = content[:length], content[length:].reshape(planes - 1, kept)
+    tops, *lows = (
+        np.frombuffer(cursor.decompressed(size), np.uint8)
+        for size in (length, *[kept] * (planes - 1))
+    )
     flat = np.zeros(size, bool)
     done, last, carry = 0, -1, 0
     for start in range(0, length, CHUNK):

@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,11 +85,10 @@ def save(
         out.seek(reserved)
         tensors = {}
         for leaf in sorted(leaves, key=lambda leaf: -leaf.dtype.itemsize):
-            record, content = _encoded(leaf)
             start = out.tell() - reserved
-            out.write(content)
+            record = _write(out, leaf)
             description.records[leaf.name] = record
-            tensors[leaf.name] = _format.tensor(record, start, len(content))
+            tensors[leaf.name] = _format.tensor(record, start, out.tell() - reserved - start)
             advance(leaf.path)
         header = _format.header(description, tensors, reserved)
         if len(header) > reserved:
@@ -115,7 +114,7 @@ def _names(paths: list[str]) -> list[str]:
     names: list[str] = []
     taken = {_container.METADATA}
     for path in paths:
-        if path.encode("utf-8", "replace").decode() != path:
+        if not _is_unicode(path):
             raise ValueError(f"`params` must have keys of Unicode text, got {path!r}; rename that.")
         name, number = path, 2
         while name in taken:
@@ -173,7 +172,14 @@ def _checked_metadata(metadata: Any) -> dict[str, str]:
             f"`metadata` must map strings to strings, got {_leaves.brief(metadata)}; json.dumps "
             "makes a string of anything else."
         )
+    if not all(_is_unicode(word) for pair in metadata.items() for word in pair):
+        raise ValueError(f"`metadata` must be Unicode text, got {_leaves.brief(dict(metadata))}.")
     return dict(metadata)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it has no lone surrogate, which no file can hold."""
+    return text.encode("utf-8", "replace").decode() == text
 
 
 def _longest_header(description: _format.Description, leaves: list[_Leaf]) -> int:
@@ -192,12 +198,16 @@ def _longest_header(description: _format.Description, leaves: list[_Leaf]) -> in
     return len(_format.header(description._replace(records=records), tensors))
 
 
-def _encoded(leaf: _Leaf) -> tuple[_format.Record, Any]:
+def _write(out: BinaryIO, leaf: _Leaf) -> _format.Record:
     array = np.ascontiguousarray(np.asarray(leaf.value, leaf.dtype)).reshape(leaf.shape)
     packed = _packing.pack(array, _checked_mask(leaf, array))
     code: Any
-    code, content = packed or ("dense", array.reshape(-1).view(np.uint8).data)
-    return _format.Record(leaf.dtype, leaf.shape, code, zlib.crc32(content)), content
+    code, pieces = packed or ("dense", [array.reshape(-1).view(np.uint8).data])
+    checksum = 0
+    for piece in pieces:
+        out.write(piece)
+        checksum = zlib.crc32(piece, checksum)
+    return _format.Record(leaf.dtype, leaf.shape, code, checksum)
 
 
 def _checked_mask(leaf: _Leaf, array: np.ndarray) -> np.ndarray | None:
