@@ -21,6 +21,7 @@ from sparsejax import (
     sensitivity,
     shrinking,
     sparse_ops,
+    storage,
     transforms,
 )
 from sparsejax.masking import apply_masks, prune_masks, prune_tree
@@ -62,5 +63,6 @@ __all__ = [
     "sensitivity",
     "shrinking",
     "sparse_ops",
+    "storage",
     "transforms",
 ]

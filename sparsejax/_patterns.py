@@ -1,7 +1,7 @@
 """The structure that a mask has, whoever made it: blocks, channels, N of every M; on the host."""
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -29,7 +29,8 @@ def blocks(mask: np.ndarray) -> tuple[int, ...]:
 
 def coarse(mask: np.ndarray, block: tuple[int, ...]) -> np.ndarray:
     """One entry for every block."""
-    return mask[(..., *(slice(None, None, b) for b in block))]
+    index: Any = (..., *(slice(None, None, b) for b in block))
+    return mask[index]
 
 
 def fine(coarse_mask: np.ndarray, block: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:

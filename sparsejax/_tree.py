@@ -139,6 +139,21 @@ def _split(path: str) -> KeyPath:
     return () if path == "." else tuple(path.split("."))
 
 
+def distinct(paths: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """A name for each path: itself, with a number behind what was there before.
+
+    Paths can be the same where keys have dots in them: `{"a.b": 1, "a": {"b": 1}}`.
+    """
+    names, used = [], set(taken)
+    for path in paths:
+        name, number = path, 2
+        while name in used:
+            name, number = f"{path}~{number}", number + 1
+        used.add(name)
+        names.append(name)
+    return names
+
+
 def children(node: Any) -> list[tuple[Any, Any]] | None:
     """What stands directly under a node, with JAX's keys; None for a leaf.
 

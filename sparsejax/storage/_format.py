@@ -103,7 +103,7 @@ def describe(header: _container.Header) -> Description | None:
         raise Broken("its header is damaged")
     if said.get("version") != str(VERSION):
         raise Broken(
-            f"it is of format {said.get('version', '')[:20]!r}, this sparsejax reads {VERSION}"
+            f"it is of format {said.get('version', '')[:20]!r}, this sparsejax reads {VERSION}: upgrade it"
         )
     lines = said["leaves"].split("; ") if said["leaves"] else []
     if len(lines) != len(header.tensors):
