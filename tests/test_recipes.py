@@ -27,7 +27,7 @@ from sparsejax import dynamic, masking, schedules
 pytestmark = pytest.mark.usefixtures("quickly")
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
-NAMES = ("bare_loop", "nnx_optimizer", "linen_train_state", "resume")
+NAMES = ("bare_loop", "nnx_optimizer", "linen_train_state", "resume", "sparse_checkpoints")
 each_recipe = pytest.mark.parametrize("name", NAMES)
 
 

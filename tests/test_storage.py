@@ -383,7 +383,7 @@ def test_a_file_that_holds_more_than_the_limit_is_refused_before_it_is_read(tmp_
     storage.save(path, {"w": np.zeros((1000, 1000), "float32")})
     size = os.path.getsize(path)
     with pytest.raises(
-        storage.InvalidFile, match=r"hold 4000000, more than `limit` = 1000 .*limit=4000000"
+        storage.InvalidFileError, match=r"hold 4000000, more than `limit` = 1000 .*limit=4000000"
     ):
         storage.load(path, limit=1000)
     storage.load(path, limit=4_000_000 - size)

@@ -96,7 +96,7 @@ def _of_storage() -> Iterator[None]:
     """Without what the message says to callers of `storage.load`."""
     try:
         yield
-    except storage.InvalidFile as error:
+    except storage.InvalidFileError as error:
         found = str(error).removeprefix("`path` must be a whole checkpoint, got ")
         raise _console.CommandError(found.removesuffix(".")) from error
 
@@ -178,7 +178,7 @@ def _read_orbax(path: Path, limit: int) -> Checkpoint:
                 params, masks, metadata = _restored_sparse(folder, limit)
             else:
                 params, masks, metadata = _restored(ocp, folder, length, limit), None, {}
-        except (_console.CommandError, storage.InvalidFile, OSError, MemoryError):
+        except (_console.CommandError, storage.InvalidFileError, OSError, MemoryError):
             raise
         except Exception as error:  # Of whatever kind, from three libraries.
             raise _console.CommandError(

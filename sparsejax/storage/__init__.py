@@ -6,8 +6,8 @@ files: any of its readers lists them, and reads the leaves that are dense. Orbax
 sharded arrays: `sparsejax.storage.orbax`.
 """
 
-from sparsejax.storage._errors import InvalidFile
+from sparsejax.storage._errors import InvalidFileError
 from sparsejax.storage._loading import Checkpoint, Contents, Leaf, contents, load
 from sparsejax.storage._saving import save
 
-__all__ = ["Checkpoint", "Contents", "InvalidFile", "Leaf", "contents", "load", "save"]
+__all__ = ["Checkpoint", "Contents", "InvalidFileError", "Leaf", "contents", "load", "save"]

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import zstandard
 
-from sparsejax.storage._errors import Broken
+from sparsejax.storage._errors import BrokenError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -48,7 +48,7 @@ def length(pieces: Iterable[Buffer]) -> int:
 
 
 class Cursor:
-    """Reads what `number` and `compressed` wrote; whatever is not so raises `Broken`."""
+    """Reads what `number` and `compressed` wrote; whatever is not so raises `BrokenError`."""
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
@@ -62,7 +62,7 @@ class Cursor:
             value |= (byte & 127) << shift
             if byte < 128:
                 return value
-        raise Broken("it has a number of more than 63 bits")
+        raise BrokenError("it has a number of more than 63 bits")
 
     def decompressed(self, size: int) -> bytes:
         """The content of the next frame, which must have this size; no more is ever allocated."""
@@ -74,7 +74,7 @@ class Cursor:
         with _as_broken():
             parameters = zstandard.get_frame_parameters(frame)
             if parameters.content_size != size or parameters.dict_id:
-                raise Broken(f"a part has {parameters.content_size} bytes, not {size}")
+                raise BrokenError(f"a part has {parameters.content_size} bytes, not {size}")
             decompressor = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW)
             reader = decompressor.stream_reader(frame, read_across_frames=False)
 
@@ -82,7 +82,7 @@ class Cursor:
             with _as_broken():
                 content = reader.read(count)
             if len(content) < count:
-                raise Broken("a compressed part ends too early")
+                raise BrokenError("a compressed part ends too early")
             return content
 
         return read
@@ -91,12 +91,12 @@ class Cursor:
         """Refuses anything but zeros, fewer than `alignment`, after what was read."""
         rest = bytes(self._data[self._at :])
         if len(rest) >= alignment or any(rest):
-            raise Broken(f"there are {len(rest)} bytes behind its end")
+            raise BrokenError(f"there are {len(rest)} bytes behind its end")
 
     def _take(self, count: int) -> memoryview:
         taken = self._data[self._at : self._at + count]
         if len(taken) < count:
-            raise Broken("it ends too early")
+            raise BrokenError("it ends too early")
         self._at += count
         return taken
 
@@ -106,7 +106,7 @@ def _as_broken() -> Iterator[None]:
     try:
         yield
     except zstandard.ZstdError as error:
-        raise Broken(f"a compressed part cannot be read ({error})") from error
+        raise BrokenError(f"a compressed part cannot be read ({error})") from error
 
 
 def _compressed(parts: Iterable[Buffer], size: int, setting: dict[str, int]) -> list[Buffer]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sparsejax import _leaves
 from sparsejax.storage import _dtypes
-from sparsejax.storage._errors import Broken
+from sparsejax.storage._errors import BrokenError
 
 METADATA = "__metadata__"
 _LENGTH = 8
@@ -65,19 +65,19 @@ def decode(file: BinaryIO, size: int) -> Header:
     """The header of a file of this size.
 
     Raises:
-      Broken: if it is none of a safetensors file.
+      BrokenError: if it is none of a safetensors file.
     """
     first = file.read(_LENGTH)
     length = int.from_bytes(first, "little")
     if len(first) < _LENGTH or not 2 <= length <= min(size - _LENGTH, _MOST_HEADER):
-        raise Broken(_not_safetensors(first, size))
+        raise BrokenError(_not_safetensors(first, size))
     content = file.read(length)
     if content[:1] != b"{":
-        raise Broken(_not_safetensors(first, size))
+        raise BrokenError(_not_safetensors(first, size))
     entries = json_object(content)
     metadata = entries.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise Broken("its metadata are not strings by name")
+        raise BrokenError("its metadata are not strings by name")
     tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
     _check_places(tensors, size - _LENGTH - len(content))
     return Header(tensors, metadata, content, _LENGTH + len(content))
@@ -90,9 +90,9 @@ def json_object(content: bytes | str) -> dict[str, Any]:
         found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
         json.dumps(found, ensure_ascii=False).encode()  # A lone surrogate raises.
     except (ValueError, RecursionError) as error:
-        raise Broken(f"its header cannot be read ({str(error)[:100]})") from None
+        raise BrokenError(f"its header cannot be read ({str(error)[:100]})") from None
     if not isinstance(found, dict):
-        raise Broken("its header is no object of JSON")
+        raise BrokenError("its header is no object of JSON")
     return found
 
 
@@ -109,26 +109,26 @@ def is_sizes(value: Any) -> bool:
 def size_of(shape: tuple[int, ...], dtype: np.dtype) -> int:
     """The bytes of an array; refuses what NumPy cannot have, also if an axis of it is 0."""
     if math.prod(max(n, 1) for n in shape) * dtype.itemsize >= 2**63:
-        raise Broken(f"its shape {shape} is too large")
+        raise BrokenError(f"its shape {shape} is too large")
     return math.prod(shape) * dtype.itemsize
 
 
 def _tensor(name: str, entry: Any) -> Tensor:
     where = f"at {name[:200]!r} "
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise Broken(where + "there is no dtype, shape and data_offsets")
+        raise BrokenError(where + "there is no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or not is_sizes(shape) or not is_sizes(offsets):
-        raise Broken(where + "dtype, shape or data_offsets are not what they should be")
+        raise BrokenError(where + "dtype, shape or data_offsets are not what they should be")
     if len(offsets) != 2:
-        raise Broken(where + "there are not two data_offsets")
+        raise BrokenError(where + "there are not two data_offsets")
     tensor = Tensor(dtype, tuple(shape), *offsets)
     try:
         needed = size_of(tensor.shape, _dtypes.from_container(dtype))
-    except Broken as error:
-        raise Broken(where + str(error)) from None
+    except BrokenError as error:
+        raise BrokenError(where + str(error)) from None
     if tensor.stop - tensor.start != needed:
-        raise Broken(f"{where}there are {tensor.stop - tensor.start} bytes, not {needed}")
+        raise BrokenError(f"{where}there are {tensor.stop - tensor.start} bytes, not {needed}")
     return tensor
 
 
@@ -137,11 +137,11 @@ def _check_places(tensors: dict[str, Tensor], size: int) -> None:
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1][2:]):
         if tensor.start != end:
-            raise Broken(f"at {name[:200]!r} the bytes begin at {tensor.start}, not at {end}")
+            raise BrokenError(f"at {name[:200]!r} the bytes begin at {tensor.start}, not at {end}")
         end = tensor.stop
     if end != size:
         what = "shorter" if end > size else "longer"
-        raise Broken(f"it is {what} than its header says: {size} bytes of tensors, not {end}")
+        raise BrokenError(f"it is {what} than its header says: {size} bytes of tensors, not {end}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

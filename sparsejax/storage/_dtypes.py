@@ -5,7 +5,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from sparsejax.storage._errors import Broken
+from sparsejax.storage._errors import BrokenError
 
 # Of ml_dtypes those that this version of it has.
 _NAMES = (
@@ -55,7 +55,7 @@ def known(dtype: Any) -> bool:
 def by_name(name: str) -> np.dtype:
     """The dtype of one of our names."""
     if name not in _BY_NAME:
-        raise Broken(f"the dtype {name[:40]!r} is none that can be stored")
+        raise BrokenError(f"the dtype {name[:40]!r} is none that can be stored")
     return _BY_NAME[name]
 
 
@@ -63,7 +63,7 @@ def from_container(name: str) -> np.dtype:
     """The dtype of a name of safetensors."""
     if name not in _FROM_CONTAINER:
         names = ", ".join(_FROM_CONTAINER)
-        raise Broken(f"its dtype is {name[:40]!r}, of which NumPy has none; known are {names}")
+        raise BrokenError(f"its dtype is {name[:40]!r}, of which NumPy has none; known are {names}")
     return _FROM_CONTAINER[name]
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 
 from sparsejax.storage import _container, _dtypes, _structure
-from sparsejax.storage._errors import Broken
+from sparsejax.storage._errors import BrokenError
 
 VERSION = 1
 _NAME = "sparsejax"
@@ -88,7 +88,7 @@ def describe(header: _container.Header) -> Description | None:
     """What a file's metadata say; None of a safetensors file that is not ours.
 
     Raises:
-      Broken: if they are ours but damaged, or they do not fit the tensors.
+      BrokenError: if they are ours but damaged, or they do not fit the tensors.
     """
     said = header.metadata
     # Any one of them, so that damage does not turn a file into another's.
@@ -100,20 +100,21 @@ def describe(header: _container.Header) -> Description | None:
     if not any(ours):
         return None
     if not all(ours) or said.get("checksum") != _checksum(header.content):
-        raise Broken("its header is damaged")
+        raise BrokenError("its header is damaged")
     if said.get("version") != str(VERSION):
-        raise Broken(
-            f"it is of format {said.get('version', '')[:20]!r}, this sparsejax reads {VERSION}: upgrade it"
+        raise BrokenError(
+            f"it is of format {said.get('version', '')[:20]!r}, this sparsejax reads {VERSION}: "
+            "upgrade it"
         )
     lines = said["leaves"].split("; ") if said["leaves"] else []
     if len(lines) != len(header.tensors):
-        raise Broken(f"it has {len(header.tensors)} tensors but {len(lines)} leaves")
+        raise BrokenError(f"it has {len(header.tensors)} tensors but {len(lines)} leaves")
     records = dict(zip(sorted(header.tensors), map(_record, lines), strict=True))
     for name, record in records.items():
         _check_tensor(name, record, header.tensors[name])
     metadata = _container.json_object(said.get("metadata", "{}"))
     if not all(isinstance(value, str) for value in metadata.values()):
-        raise Broken("its metadata are not strings by name")
+        raise BrokenError("its metadata are not strings by name")
     tree = _container.json_object('{"tree":' + said["tree"] + "}").get("tree")
     _structure.decode(tree, list(records))
     return Description(records, tree, "masks" in said, metadata)
@@ -132,11 +133,11 @@ def _checksum(content: bytes) -> str:
 def _record(line: str) -> Record:
     found = _RECORD.fullmatch(line)
     if found is None or found[3] not in get_args(Code):
-        raise Broken(f"it describes a leaf as {line[:100]!r}")
+        raise BrokenError(f"it describes a leaf as {line[:100]!r}")
     # As many digits as Python turns into numbers without a limit.
     sizes = [int(n) if n and len(n) < 20 else -1 for n in found[2].split(",")] if found[2] else []
     if not _container.is_sizes(sizes):
-        raise Broken(f"it describes a leaf as {line[:100]!r}")
+        raise BrokenError(f"it describes a leaf as {line[:100]!r}")
     code: Any = found[3]
     return Record(_dtypes.by_name(found[1]), tuple(sizes), code, int(found[4], 16))
 
@@ -145,5 +146,5 @@ def _check_tensor(name: str, record: Record, there: _container.Tensor) -> None:
     size = there.stop - there.start
     dense = record.code == "dense"
     if there != tensor(record, there.start, size) or (dense and size != record.nbytes):
-        raise Broken(f"at {name[:200]!r} there is {there.dtype}{there.shape} for {record}")
+        raise BrokenError(f"at {name[:200]!r} there is {there.dtype}{there.shape} for {record}")
     record.nbytes  # noqa: B018 (raises where it is too large)

@@ -1,20 +1,14 @@
-"""Reads a tree, leaf by leaf, and believes nothing that it has not checked."""
+"""Reads a tree, leaf by leaf, into the structure that the file has or that is asked for."""
 
-import contextlib
 import os
-import stat
-import zlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from sparsejax import _files, _leaves, _progress, _tree
+from sparsejax import _leaves, _progress, _tree
 from sparsejax._typing import Masks, Params
-from sparsejax.storage import _container, _dtypes, _format, _packing, _structure
-from sparsejax.storage._errors import Broken, InvalidFile
+from sparsejax.storage import _format, _packing, _source, _structure
 
 _LIMIT = 2**32
 
@@ -63,16 +57,6 @@ class Contents(NamedTuple):
     masked: bool
 
 
-class _Source(NamedTuple):
-    """An open file and what its header says; `said` is None of a file that is not ours."""
-
-    file: BinaryIO
-    size: int
-    header: _container.Header
-    said: _format.Description | None
-    records: dict[str, _format.Record]
-
-
 def load(
     path: str | os.PathLike[str],
     like: Params | None = None,
@@ -103,7 +87,7 @@ def load(
     Raises:
       TypeError: if an argument is of the wrong kind.
       ValueError: if `like` has other leaves, shapes or dtypes, with the leaf's path.
-      InvalidFile: (a ValueError) if the file is none, damaged, or larger than allowed.
+      InvalidFileError: (a ValueError) if the file is none, damaged, or larger than allowed.
       OSError: if the file cannot be read.
 
     Example:
@@ -120,22 +104,22 @@ def load(
     """
     if not _leaves.is_int(limit) or limit < 0:
         raise TypeError(f"`limit` must be a number of bytes, got {_leaves.brief(limit)}.")
-    with _opened(path) as source:
-        _check_size(source, int(limit))
+    with _source.opened(path) as source:
+        _source.check_size(source, int(limit))
         found: list[_packing.Unpacked] = []
         with _progress.bar(progress, "load", len(source.records)) as advance:
             for name in source.records:
-                found.append(_read(source, name))
+                found.append(_source.read(source, name))
                 advance(name)
         params = _tree_of(source, [leaf.array for leaf in found])
         masks = None
         if source.said is not None and source.said.masked:
-            masks = _tree_of(source, [_mask(leaf) for leaf in found])
+            masks = _tree_of(source, [_source.mask_of(leaf) for leaf in found])
         metadata = source.header.metadata if source.said is None else source.said.metadata
     if like is None:
         return Checkpoint(params, masks, metadata)
     return Checkpoint(
-        _placed(params, like), None if masks is None else _arranged(masks, like)[1], metadata
+        _placed(params, like), None if masks is None else arranged(masks, like)[1], metadata
     )
 
 
@@ -149,7 +133,7 @@ def contents(path: str | os.PathLike[str]) -> Contents:
       A `Contents`.
 
     Raises:
-      InvalidFile: (a ValueError) if the file is none, or its header is damaged.
+      InvalidFileError: (a ValueError) if the file is none, or its header is damaged.
       OSError: if the file cannot be read.
 
     Example:
@@ -161,7 +145,7 @@ def contents(path: str | os.PathLike[str]) -> Contents:
       >>> storage.contents(path).leaves[0]._replace(bytes=0)
       Leaf(name='0', dtype='float16', shape=(3, 100), code='gaps', bytes=0, dense_bytes=600)
     """
-    with _opened(path) as source:
+    with _source.opened(path) as source:
         said = source.said
         names = list(source.records)
         if said is not None:
@@ -174,101 +158,20 @@ def contents(path: str | os.PathLike[str]) -> Contents:
         )
 
 
-@contextlib.contextmanager
-def _opened(path: Any) -> Iterator[_Source]:
-    known = _files.known_path("path", path)
-    if not stat.S_ISREG(os.stat(known).st_mode) and not known.is_dir():
-        raise OSError(22, "Not a regular file", str(known))
-    with open(known, "rb") as file, _named(known):
-        size = os.fstat(file.fileno()).st_size
-        header = _container.decode(file, size)
-        said = _format.describe(header)
-        records = _others(header) if said is None else said.records
-        yield _Source(file, size, header, said, records)
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Broken as error:
-        raise InvalidFile(
-            f"`path` must be a whole checkpoint, got {str(path)!r}: {error}."
-        ) from error
-
-
-def _others(header: _container.Header) -> dict[str, _format.Record]:
-    return {
-        name: _format.Record(_dtypes.from_container(tensor.dtype), tensor.shape, "dense", 0)
-        for name, tensor in header.tensors.items()
-    }
-
-
-def _leaf(source: _Source, name: str) -> Leaf:
+def _leaf(source: _source.Source, name: str) -> Leaf:
     record, tensor = source.records[name], source.header.tensors[name]
     size = tensor.stop - tensor.start
     return Leaf(name, record.dtype.name, record.shape, record.code, size, record.nbytes)
 
 
-def _check_size(source: _Source, limit: int) -> None:
-    masked = source.said is not None and source.said.masked
-    total = 0
-    for record in source.records.values():
-        entries = record.nbytes // record.dtype.itemsize
-        total += record.nbytes + (entries if masked and record.code != "dense" else 0)
-    if total - source.size > limit:
-        raise Broken(
-            f"its {source.size} bytes say that they hold {total}, more than `limit` = {limit} "
-            f"allows; if you trust it, load(path, limit={total})"
-        )
-
-
-def _read(source: _Source, name: str) -> _packing.Unpacked:
-    record, tensor = source.records[name], source.header.tensors[name]
-    source.file.seek(source.header.start + tensor.start)
-    try:
-        if record.code == "dense":
-            array = np.empty(record.shape, record.dtype)
-            _fill(source, array.reshape(-1).view(np.uint8).data, record)
-            _check_booleans(array)
-            return _packing.Unpacked(array, None, "dense")
-        content = memoryview(bytearray(tensor.stop - tensor.start))
-        _fill(source, content, record)
-        found = _packing.unpack(content, record.shape, record.dtype)
-        _check_booleans(found.array)
-        if found.code != record.code:
-            raise Broken(f"it is coded as {found.code}, not as {record.code}")
-        if found.mask is not None and not (source.said and source.said.masked):
-            raise Broken("it has a mask in a file without masks")
-        return found
-    except Broken as error:
-        raise Broken(f"at {name[:200]!r} {error}") from error
-
-
-def _fill(source: _Source, buffer: memoryview, record: _format.Record) -> None:
-    if source.file.readinto(buffer) != buffer.nbytes:  # type: ignore[attr-defined]
-        raise Broken("the file ends, though it was longer before")
-    if source.said is not None and zlib.crc32(buffer) != record.checksum:
-        raise Broken("the bytes are not those that were saved (CRC-32): restore a copy")
-
-
-def _check_booleans(array: np.ndarray) -> None:
-    if array.dtype == bool and array.size and array.view(np.uint8).max() > 1:
-        raise Broken("there are booleans that are neither 0 nor 1")
-
-
-def _mask(leaf: _packing.Unpacked) -> np.ndarray:
-    return np.array(True) if leaf.mask is None else leaf.mask
-
-
-def _tree_of(source: _Source, leaves: list[Any]) -> Any:
+def _tree_of(source: _source.Source, leaves: list[Any]) -> Any:
     """The file's tree; the leaves are in the order of the records."""
     if source.said is None:
         return dict(zip(source.records, leaves, strict=True))
     return _structure.decode(source.said.tree, leaves)
 
 
-def _arranged(tree: Any, like: Any) -> tuple[_tree.Flat, Any]:
+def arranged(tree: Any, like: Any) -> tuple[_tree.Flat, Any]:
     """`like` taken apart, and the tree in its structure, by the paths of the leaves."""
     there, wanted = _tree.flatten(tree), _tree.flatten(like)
     found = dict(zip(there.paths, there.leaves, strict=True))
@@ -289,13 +192,15 @@ def _arranged(tree: Any, like: Any) -> tuple[_tree.Flat, Any]:
 
 
 def _placed(params: Any, like: Any) -> Any:
-    wanted, arranged = _arranged(params, like)
-    rows = zip(wanted.paths, jax.tree.leaves(arranged), wanted.leaves, strict=True)
+    wanted, found = arranged(params, like)
+    rows = zip(wanted.paths, jax.tree.leaves(found), wanted.leaves, strict=True)
     return wanted.rebuild([_placed_leaf(*row) for row in rows])
 
 
 def _placed_leaf(path: str, array: np.ndarray, like: Any) -> Any:
-    if (_leaves.shape_of(like), _leaves.dtype_of(like)) != (array.shape, array.dtype):
+    # A Python number has NumPy's dtype, which `save` gave it.
+    dtype = like.dtype if hasattr(like, "dtype") else np.asarray(like).dtype
+    if (_leaves.shape_of(like), dtype) != (array.shape, array.dtype):
         raise ValueError(
             f"`like` must have the file's shapes and dtypes, at {path!r} it is "
             f"{_leaves.describe(like)}, the file has {_leaves.describe(array)}; load without "

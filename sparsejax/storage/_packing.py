@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsejax.storage import _bytes, _positions, _values
-from sparsejax.storage._errors import Broken
+from sparsejax.storage._errors import BrokenError
 
 _GIVEN, _SCALAR = 1, 2
 
@@ -42,7 +42,7 @@ def unpack(content: memoryview, shape: tuple[int, ...], dtype: np.dtype) -> Unpa
     """The leaf from its bytes.
 
     Raises:
-      Broken: if they are none of `pack` for a leaf of this shape and dtype.
+      BrokenError: if they are none of `pack` for a leaf of this shape and dtype.
     """
     cursor = _bytes.Cursor(content)
     flags = cursor.number()
@@ -53,7 +53,7 @@ def unpack(content: memoryview, shape: tuple[int, ...], dtype: np.dtype) -> Unpa
         of = tuple(size if yes else 1 for size, yes in zip(shape, has, strict=True))
         code, mask = _positions.decode(cursor, of)
     else:
-        raise Broken("it is of a kind that is not known")
+        raise BrokenError("it is of a kind that is not known")
     array = np.zeros(shape, dtype)
     _values.decode(cursor, array, _spread(mask, shape))
     cursor.end(dtype.itemsize)
@@ -99,5 +99,5 @@ def _scalar(mask: np.ndarray) -> tuple[str, list[_bytes.Buffer]]:
 def _flag(cursor: _bytes.Cursor) -> bool:
     value = cursor.number()
     if value > 1:
-        raise Broken("a flag of it is neither 0 nor 1")
+        raise BrokenError("a flag of it is neither 0 nor 1")
     return value == 1

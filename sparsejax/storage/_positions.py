@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsejax import _patterns
 from sparsejax.storage import _bytes
-from sparsejax.storage._errors import Broken
+from sparsejax.storage._errors import BrokenError
 
 CHUNK = 1 << 20  # Entries at a time, so that indices of 8 bytes stay in the cache.
 _BITMASK = 0
@@ -45,16 +45,16 @@ def decode(cursor: _bytes.Cursor, shape: tuple[int, ...]) -> tuple[str, np.ndarr
     block = tuple(cursor.number() for _ in shape)
     axis, kept, code = cursor.number(), cursor.number(), cursor.number()
     if not all(1 <= b <= max(size, 1) for b, size in zip(block, shape, strict=True)):
-        raise Broken(f"it has blocks of {block} in a mask of {shape}")
+        raise BrokenError(f"it has blocks of {block} in a mask of {shape}")
     if not 1 <= axis <= len(shape):
-        raise Broken("it is of a code that is not known")
+        raise BrokenError("it is of a code that is not known")
     coarse = [-(-size // b) for size, b in zip(shape, block, strict=True)]
     coarse.append(coarse.pop(-axis))
     size = math.prod(coarse)
     if kept > size:
-        raise Broken(f"it keeps {kept} of {size} units")
+        raise BrokenError(f"it keeps {kept} of {size} units")
     if code not in (_BITMASK, _planes(size, kept)):
-        raise Broken("it is of a code that is not known")
+        raise BrokenError("it is of a code that is not known")
     flat = _from_gaps(cursor, size, kept, code) if code else _from_bits(cursor, size, kept)
     found = np.moveaxis(flat.reshape(coarse), -1, -axis)
     return "gaps" if code else "bitmask", _patterns.fine(found, block, shape)
@@ -105,7 +105,7 @@ def _escaped(tops: np.ndarray) -> memoryview:
 def _from_gaps(cursor: _bytes.Cursor, size: int, kept: int, planes: int) -> np.ndarray:
     length = cursor.number()
     if not kept <= length <= kept + size // 255 + 1:
-        raise Broken(f"it has {length} bytes of gaps for {kept} units of {size}")
+        raise BrokenError(f"it has {length} bytes of gaps for {kept} units of {size}")
     tops, *lows = (
         np.frombuffer(cursor.decompressed(size), np.uint8)
         for size in (length, *[kept] * (planes - 1))
@@ -116,14 +116,14 @@ def _from_gaps(cursor: _bytes.Cursor, size: int, kept: int, planes: int) -> np.n
         gaps, carry = _unescaped(tops[start : start + CHUNK], carry)
         gaps <<= 8 * (planes - 1)
         if done + gaps.size > kept:
-            raise Broken(f"it has more than {kept} gaps")
+            raise BrokenError(f"it has more than {kept} gaps")
         for plane, low in enumerate(lows):
             gaps += low[done : done + gaps.size].astype(np.int64) << 8 * plane
         done += gaps.size
         if gaps.size:
             last = _mark(flat, gaps, last)
     if done < kept or carry:
-        raise Broken(f"it has {done} gaps of {kept}")
+        raise BrokenError(f"it has {done} gaps of {kept}")
     return flat
 
 
@@ -140,10 +140,10 @@ def _unescaped(symbols: np.ndarray, carry: int) -> tuple[np.ndarray, int]:
 
 def _mark(flat: np.ndarray, gaps: np.ndarray, last: int) -> int:
     if int(gaps.max()) >= flat.size:  # Before the sum, which then cannot overflow.
-        raise Broken("its gaps lead beyond its end")
+        raise BrokenError("its gaps lead beyond its end")
     at = np.cumsum(gaps + 1) + last
     if int(at[-1]) >= flat.size:
-        raise Broken("its gaps lead beyond its end")
+        raise BrokenError("its gaps lead beyond its end")
     flat[at] = True
     return int(at[-1])
 
@@ -153,5 +153,5 @@ def _from_bits(cursor: _bytes.Cursor, size: int, kept: int) -> np.ndarray:
     flat = np.unpackbits(packed, count=size).view(bool)
     spare = int(packed[-1]) & (1 << -size % 8) - 1 if size else 0
     if int(np.count_nonzero(flat)) != kept or spare:
-        raise Broken(f"its bits do not keep {kept} of {size} units")
+        raise BrokenError(f"its bits do not keep {kept} of {size} units")
     return flat

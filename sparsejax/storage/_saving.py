@@ -77,7 +77,7 @@ def save(
       The container: https://github.com/huggingface/safetensors#format
     """
     file = _files.known_path("path", path)
-    said = _checked_metadata(metadata)
+    said = checked_metadata(metadata)
     leaves, tree = _leaves_of(params, masks)
     with _progress.bar(progress, "save", len(leaves)) as advance, _files.replacing(file) as out:
         description = _format.Description({}, tree, masks is not None, said)
@@ -101,7 +101,7 @@ def _leaves_of(params: Params, masks: Masks | None) -> tuple[list[_Leaf], Any]:
     """The leaves by their names, sorted, and the structure with their numbers."""
     flat = _tree.flatten(params)
     found = [None] * len(flat.leaves) if masks is None else masking.aligned(masks, params)
-    names = _names(flat.paths)
+    names = names_of(flat.paths)
     rows = zip(names, flat.paths, flat.leaves, found, strict=True)
     leaves = [_checked(*row) for row in rows]
     places = {name: place for place, name in enumerate(sorted(names))}
@@ -109,19 +109,16 @@ def _leaves_of(params: Params, masks: Masks | None) -> tuple[list[_Leaf], Any]:
     return sorted(leaves, key=lambda leaf: leaf.name), tree
 
 
-def _names(paths: list[str]) -> list[str]:
-    """The paths; one that was there before has a number behind it: {"a.b": 1, "a": {"b": 1}}."""
-    names: list[str] = []
-    taken = {_container.METADATA}
+def names_of(paths: list[str]) -> list[str]:
+    """A name in the container for each path.
+
+    Raises:
+      ValueError: if a path is no Unicode text.
+    """
     for path in paths:
         if not _is_unicode(path):
             raise ValueError(f"`params` must have keys of Unicode text, got {path!r}; rename that.")
-        name, number = path, 2
-        while name in taken:
-            name, number = f"{path}~{number}", number + 1
-        taken.add(name)
-        names.append(name)
-    return names
+    return _tree.distinct(paths, [_container.METADATA])
 
 
 def _checked(name: str, path: str, leaf: Any, mask: Any) -> _Leaf:
@@ -142,13 +139,14 @@ def _checked(name: str, path: str, leaf: Any, mask: Any) -> _Leaf:
             f"`params` must be whole in this process, got {_leaves.describe(leaf)} at {path!r}, of "
             "which other processes hold parts; sparsejax.storage.orbax saves such arrays."
         )
-    dtype, shape = _dtype(path, leaf), np.shape(leaf)
+    dtype, shape = dtype_of(path, leaf), np.shape(leaf)
     if mask is not None and _keeps_all(mask):
         mask = None
     return _Leaf(name, path, leaf, mask, dtype, shape)
 
 
-def _dtype(path: str, leaf: Any) -> np.dtype:
+def dtype_of(path: str, leaf: Any) -> np.dtype:
+    """The dtype in which a leaf is stored; refuses one that cannot be."""
     dtype = np.dtype(leaf.dtype) if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     dtype = dtype.newbyteorder("<")
     if not _dtypes.known(dtype):
@@ -162,7 +160,8 @@ def _keeps_all(mask: Any) -> bool:
     return np.ndim(mask) == 0 and bool(mask)
 
 
-def _checked_metadata(metadata: Any) -> dict[str, str]:
+def checked_metadata(metadata: Any) -> dict[str, str]:
+    """The user's metadata; refuses what is no text by names."""
     if metadata is None:
         return {}
     if not isinstance(metadata, Mapping) or not all(

@@ -9,7 +9,7 @@ of NNX): nothing but a tree of the same structure can make it again, and without
 from typing import Any
 
 from sparsejax import _leaves, _tree
-from sparsejax.storage._errors import Broken
+from sparsejax.storage._errors import BrokenError
 
 
 def encode(tree: Any) -> Any:
@@ -33,15 +33,15 @@ def decode(structure: Any, leaves: list[Any]) -> Any:
     """The tree of this structure with these leaves, each of which stands in it once.
 
     Raises:
-      Broken: if the structure is none of `encode` for so many leaves.
+      BrokenError: if the structure is none of `encode` for so many leaves.
     """
     used: list[int] = []
     try:
         tree = _decode(structure, leaves, used)
     except RecursionError:
-        raise Broken("its tree is too deep") from None
+        raise BrokenError("its tree is too deep") from None
     if sorted(used) != list(range(len(leaves))):
-        raise Broken(f"its tree does not hold each of its {len(leaves)} leaves once")
+        raise BrokenError(f"its tree does not hold each of its {len(leaves)} leaves once")
     return tree
 
 
@@ -63,7 +63,7 @@ def _decode(node: Any, leaves: list[Any], used: list[int]) -> Any:
         return None
     if _leaves.is_int(node):
         if not 0 <= node < len(leaves):
-            raise Broken(f"its tree names leaf {node} of {len(leaves)}")
+            raise BrokenError(f"its tree names leaf {node} of {len(leaves)}")
         used.append(node)
         return leaves[node]
     if isinstance(node, dict):
@@ -77,7 +77,7 @@ def _decode(node: Any, leaves: list[Any], used: list[int]) -> Any:
             found_dict = {key: _decode(child, leaves, used) for key, child in items}
             if len(found_dict) == len(items):
                 return found_dict
-    raise Broken("its tree has a node of a kind that is not known")
+    raise BrokenError("its tree has a node of a kind that is not known")
 
 
 def _is_pair(item: Any) -> bool:
