@@ -97,8 +97,7 @@ def _of_storage() -> Iterator[None]:
     try:
         yield
     except storage.InvalidFileError as error:
-        found = str(error).removeprefix("`path` must be a whole checkpoint, got ")
-        raise _console.CommandError(found.removesuffix(".")) from error
+        raise _console.CommandError(f"{error.path!r}: {error.reason}") from error
 
 
 def _read_safetensors(path: Path, kind: Kind, limit: int) -> Checkpoint:

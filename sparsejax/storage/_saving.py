@@ -37,8 +37,8 @@ def save(
 
     Every leaf is stored in the least of three ways: *dense*, as every reader of safetensors reads
     it; or its values that are not zero, and which they are: in a *bitmask*, or by the *gaps*
-    between them. Positions are compressed to within 2 % of their entropy, log2 C(n, k) bits for k
-    of n entries; blocks, channels and N:M groups are found and stored as such, whoever made them.
+    between them. Positions take within 2 % of their entropy in large leaves, log2 C(n, k) bits for
+    k of n entries; blocks, channels and N:M groups are found and stored as such, whoever made them.
     The values are kept bit for bit (NaN's payload, -0.0) and compressed as far as that goes: where
     float32 has been trained to some 27 bits each.
 

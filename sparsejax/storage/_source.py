@@ -50,9 +50,7 @@ def named(path: Path) -> Iterator[None]:
     try:
         yield
     except BrokenError as error:
-        raise InvalidFileError(
-            f"`path` must be a whole checkpoint, got {str(path)!r}: {error}."
-        ) from error
+        raise InvalidFileError(str(path), str(error)) from error
 
 
 def _others(header: _container.Header) -> dict[str, _format.Record]:
@@ -103,7 +101,7 @@ def _fill(source: Source, buffer: memoryview, record: _format.Record) -> None:
     if source.file.readinto(buffer) != buffer.nbytes:  # type: ignore[attr-defined]
         raise BrokenError("the file ends, though it was longer before")
     if source.said is not None and zlib.crc32(buffer) != record.checksum:
-        raise BrokenError("the bytes are not those that were saved (CRC-32): restore a copy")
+        raise BrokenError("the bytes are not those that were saved (CRC-32)")
 
 
 def _check_booleans(array: np.ndarray) -> None:
