@@ -30,7 +30,7 @@ import optax
 from flax import nnx
 from rich.console import Console
 from rich.progress import track
-from rich.table import Column, Table
+from tables import table
 
 import sparsejax as sj
 from sparsejax import criteria, dependency, models, shrinking
@@ -303,16 +303,6 @@ def targets(cells):
 def between(quartiles):
     """The lower and the upper one."""
     return f"{quartiles[0]} to {quartiles[1]}"
-
-
-def table(title, header, rows):
-    """A rich table; every column but the first is aligned to the right."""
-    first = Column(header[0], no_wrap=True)
-    others = [Column(name, justify="right") for name in header[1:]]
-    answer = Table(first, *others, title=title, title_justify="left")
-    for row in rows:
-        answer.add_row(*map(str, row))
-    return answer
 
 
 def tables(report):

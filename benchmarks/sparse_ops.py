@@ -42,8 +42,8 @@ import sparse_peers as peers
 from jax.experimental import sparse as jax_sparse
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Column, Table
 from scipy import sparse
+from tables import table
 
 import sparsejax as sj
 from sparsejax import criteria, masking, sparse_ops
@@ -358,16 +358,6 @@ def targets(report):
                 both = {where: cell for where, cell in cells.items() if label in cell}
                 some = {where: ratio(cell, best(cell), label) for where, cell in both.items()}
                 least(f"products: times {label}'s speed", 1.0, some)
-    return answer
-
-
-def table(title, header, rows):
-    """A rich table; every column but the first is aligned to the right."""
-    first = Column(header[0], no_wrap=True)
-    others = [Column(name, justify="right") for name in header[1:]]
-    answer = Table(first, *others, title=title, title_justify="left")
-    for row in rows:
-        answer.add_row(*map(str, row))
     return answer
 
 

@@ -39,8 +39,8 @@ import zstandard
 from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Column, Table
 from scipy import sparse
+from tables import table
 
 import sparsejax as sj
 from sparsejax import criteria, datasets, filters, granularities, masking, models, storage
@@ -459,16 +459,6 @@ def targets(report):
             rows = {w: c["times"][label] for w, c in report.get("speed", {}).items()}
             ratios = {w: row["ours_by_this"][mode] for w, row in rows.items()}
             worst(f"{mode}: times that of {label}", SLOWER, ratios)
-    return answer
-
-
-def table(title, header, rows):
-    """A rich table; every column but the first is aligned to the right."""
-    first = Column(header[0], no_wrap=True)
-    others = [Column(name, justify="right") for name in header[1:]]
-    answer = Table(first, *others, title=title, title_justify="left")
-    for row in rows:
-        answer.add_row(*map(str, row))
     return answer
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from same_bits import assert_same_bits, bits
 
 import sparsejax as sj
 from sparsejax import dynamic, schedules
@@ -80,20 +81,6 @@ class Training:
 
         updates, state = self.tx.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
-
-
-def bits(leaf):
-    """The bytes of an array, with its dtype and shape; of a key, those of its data."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return str(leaf.dtype), leaf.shape, np.asarray(jax.random.key_data(leaf)).tobytes()
-    return str(leaf.dtype), leaf.shape, np.asarray(leaf).tobytes()
-
-
-def assert_same_bits(got, expected):
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    rows = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True)
-    different = [jax.tree_util.keystr(p) for (p, a), b in rows if bits(a) != bits(b)]
-    assert not different
 
 
 class Resumed(NamedTuple):

@@ -20,6 +20,7 @@ import orbax_worker
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
+from same_bits import assert_same_bits
 
 import sparsejax as sj
 from sparsejax import dynamic, storage
@@ -42,19 +43,6 @@ def tree():
     params["b"][0, 0], masks["b"][0, 0] = 0, True
     params["bias"], masks["bias"] = np.zeros(8, np.float32), np.array(True)
     return params, masks
-
-
-def bits(leaf):
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return str(leaf.dtype), leaf.shape, np.asarray(jax.random.key_data(leaf)).tobytes()
-    return str(leaf.dtype), leaf.shape, np.asarray(leaf).tobytes()
-
-
-def assert_same_bits(got, expected):
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    rows = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True)
-    different = [jax.tree_util.keystr(p) for (p, a), b in rows if bits(a) != bits(b)]
-    assert not different
 
 
 def manager_in(folder, **options):
