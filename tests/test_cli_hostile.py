@@ -125,6 +125,10 @@ def npz_of(path, members):
 
 def npy(shape, dtype="<f4", data=b""):
     header = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode()
+    return npy_of_header(header, data)
+
+
+def npy_of_header(header, data=b""):
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
 
 
@@ -158,6 +162,8 @@ BAD_NPZ = {
     "lying": ({"w.npy": npy((10**15,), data=b"1234")}, "'w.npy': "),
     "negative": ({"w.npy": npy((-3,), data=b"1234")}, "'w.npy': "),
     "code": ({"w.npy": npy((3,), dtype="__import__('os').abort()")}, "'w.npy': "),
+    "unclosed": ({"w.npy": npy_of_header(b"{'descr': '<f4', 'shape': (3,")}, "'w.npy': "),
+    "huge": ({"w.npy": npy((10**30,), data=b"1234")}, "'w.npy': "),
     "raw": ({"w.npy": npy((2,), dtype="|V2", data=b"1234")}, "npz cannot hold bfloat16"),
 }
 
@@ -187,12 +193,18 @@ def test_npz_with_flipped_bits(fails, tmp_path):
 def test_npz_with_a_password_or_an_unknown_method(fails, tmp_path):
     np.savez(tmp_path / "e.npz", w=random(8, 8))
     content = bytearray((tmp_path / "e.npz").read_bytes())
-    for offset, value in ((6, 1), (8, 99)):
+    for offset, value in ((6, 1), (8, 99), (8, 12), (8, 14)):  # 12 and 14: bzip2 and LZMA.
         changed = bytearray(content)
         changed[offset] = value
         changed[changed.index(b"PK\x01\x02") + offset + 2] = value
         (tmp_path / "e.npz").write_bytes(changed)
         fails("inspect", tmp_path / "e.npz")
+
+
+def test_many_members_are_read_in_a_moment(tmp_path, capsys):
+    npz_of(tmp_path / "m.npz", {f"{i}.npy": npy((1,), data=b"1234") for i in range(2000)})
+    assert cli.main(["inspect", str(tmp_path / "m.npz"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["leaves"]) == 2000
 
 
 def test_a_bomb_is_refused_with_the_option_that_allows_it(fails, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`storage`: bit for bit there and back, whatever the tree, the dtype and the values."""
 
 import collections
+import enum
 import json
 import os
 
@@ -242,6 +243,28 @@ def test_like_reads_a_flat_file_of_another_framework_into_a_tree(tmp_path):
     like = {"fc": [{"weight": np.zeros((3, 3), "float32"), "bias": np.zeros(3, "float32")}]}
     nested = storage.load(path, like=like).params
     assert_same(nested, {"fc": [{"weight": flat["fc.0.weight"], "bias": flat["fc.0.bias"]}]})
+
+
+class Color(str, enum.Enum):  # noqa: UP042 (as text it is "Color.RED")
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"a.b": np.zeros(3), "a": {"b": np.ones(3)}},
+        {np.int64(3): np.ones(2), np.int64(1): np.zeros(2)},
+        {Color.RED: np.ones(2)},
+        {"big": np.arange(3, dtype=">f4"), "number": 0.5, "count": 3, "flag": True},
+    ],
+)
+def test_like_may_be_the_very_tree_that_was_saved(tree, tmp_path):
+    storage.save(tmp_path / "a", tree, jax.tree.map(lambda _: True, tree))
+    found = storage.load(tmp_path / "a", like=tree)
+    for part in (found.params, found.masks):
+        assert jax.tree.structure(part) == jax.tree.structure(tree)
+    for got, expected in zip(jax.tree.leaves(found.params), jax.tree.leaves(tree), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize(

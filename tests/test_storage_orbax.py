@@ -360,6 +360,12 @@ def test_masks_that_broadcast_keep_their_shape(tmp_path, where):
     assert all(mask.sharding.device_set == devices for mask in found.masks.values())
 
 
+def test_masks_may_be_python_booleans(tmp_path):
+    params = {"w": np.ones(3, np.float32), "v": np.zeros(3, np.float32)}
+    found = restored_from(saved_in(tmp_path / "x", params, {"w": True, "v": False}))
+    assert_same_bits(found[:2], (params, {"w": np.array(True), "v": np.array(False)}))
+
+
 def test_masks_may_be_sharded_otherwise_than_the_params(tmp_path):
     params, masks = tree()
     on_devices = placed(params, SHARDINGS["rows"]()), placed(masks, SHARDINGS["both"]())

@@ -29,10 +29,6 @@ def unpack(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace, target: _writing.Target) -> int:
     _writing.check(target, arguments.file, force=arguments.force)
     source = _reading.read(arguments.file, limit=arguments.limit)
-    lost = _writing.lost(target, source)
-    if lost:
-        _console.note(
-            f"{_console.shown(target.path)}: without {lost}, which {target.kind} cannot hold"
-        )
+    _writing.tell_lost(target, source)
     _writing.write(target, source.params, source.masks, source.metadata)
     return 0

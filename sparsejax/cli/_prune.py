@@ -106,6 +106,7 @@ def _write(
     for name, mask in masks.items():
         array = tree.arrays[name]
         pruned[name] = np.where(mask, array, np.zeros((), array.dtype))
+    _writing.tell_lost(target, source)
     every = {name: masks.get(name, np.array(True)) for name in tree.arrays}
     deflate = any(stored.code == "deflate" for stored in source.stored.values())
     _writing.write(

@@ -82,11 +82,15 @@ def write(
             _write_orbax(target.path, params)
 
 
-def lost(target: Target, source: _reading.Checkpoint) -> str:
-    """What a checkpoint has that the target's kind of file cannot hold: `"the masks"`."""
+def tell_lost(target: Target, source: _reading.Checkpoint) -> None:
+    """Says what a checkpoint has that the target's kind of file cannot hold."""
     masks = ["the masks"] if source.masks is not None and target.kind != "packed" else []
     no_metadata = source.metadata and target.kind in ("npz", "orbax")
-    return " and ".join(masks + (["the metadata"] if no_metadata else []))
+    lost = " and ".join(masks + (["the metadata"] if no_metadata else []))
+    if lost:
+        _console.note(
+            f"{_console.shown(target.path)}: without {lost}, which {target.kind} cannot hold"
+        )
 
 
 @contextlib.contextmanager

@@ -174,11 +174,10 @@ def _tree_of(source: _source.Source, leaves: list[Any]) -> Any:
 def arranged(tree: Any, like: Any) -> tuple[_tree.Flat, Any]:
     """`like` taken apart, and the tree in its structure, by the paths of the leaves."""
     there, wanted = _tree.flatten(tree), _tree.flatten(like)
+    if any(len(set(paths)) < len(paths) for paths in (there.paths, wanted.paths)):
+        # Keys with dots in them: only step by step are the paths different.
+        return wanted, wanted.rebuild(_tree.align("the file", tree, "like", like))
     found = dict(zip(there.paths, there.leaves, strict=True))
-    for name, paths in (("the file", there.paths), ("`like`", wanted.paths)):
-        if len(set(paths)) < len(paths):
-            twice = next(path for path in paths if paths.count(path) > 1)
-            raise ValueError(f"`like` must tell its leaves apart, {name} has two at {twice!r}.")
     lacking = [path for path in wanted.paths if path not in found]
     beside = sorted(set(found).difference(wanted.paths))
     if lacking or beside:
@@ -198,8 +197,10 @@ def _placed(params: Any, like: Any) -> Any:
 
 
 def _placed_leaf(path: str, array: np.ndarray, like: Any) -> Any:
-    # A Python number has NumPy's dtype, which `save` gave it.
+    # As `save` has it: a Python number has NumPy's dtype, and bytes are little-endian.
     dtype = like.dtype if hasattr(like, "dtype") else np.asarray(like).dtype
+    if isinstance(dtype, np.dtype):
+        dtype = dtype.newbyteorder("<")
     if (_leaves.shape_of(like), dtype) != (array.shape, array.dtype):
         raise ValueError(
             f"`like` must have the file's shapes and dtypes, at {path!r} it is "

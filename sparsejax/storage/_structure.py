@@ -89,6 +89,8 @@ def _is_pair(item: Any) -> bool:
 
 
 def _key(entry: Any) -> str | int:
-    """A key as it is, or as people read it where JSON has no such key."""
+    """A key as it is, or as people read it where JSON has no such key (that of an enumeration)."""
     key: Any = getattr(entry, "key", None)
-    return key if isinstance(key, str) or _leaves.is_int(key) else _tree.display_entry(entry)
+    if type(key) is str:
+        return key
+    return int(key) if _leaves.is_int(key) else _tree.display_entry(entry)

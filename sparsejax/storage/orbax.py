@@ -192,7 +192,8 @@ def _flattened(args: SparseSave) -> tuple[_tree.Flat, list[Any], dict[str, str]]
     leaves = [_as_numbers(*row) for row in zip(flat.paths, flat.leaves, strict=True)]
     masks: list[Any] = [None] * len(leaves)
     if args.masks is not None:
-        masks = masking.aligned(args.masks, flat.rebuild(leaves))
+        aligned = masking.aligned(args.masks, flat.rebuild(leaves))
+        masks = [m if isinstance(m, jax.Array) else np.asarray(m) for m in aligned]
     return flat._replace(leaves=leaves), masks, _saving.checked_metadata(args.metadata)
 
 
