@@ -23,6 +23,8 @@ def known_path(name: str, value: Any) -> Path:
     """The path of an argument; refuses what is none."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"`{name}` must be a path, got {_leaves.brief(value)}.")
+    if "\0" in os.fspath(value):
+        raise ValueError(f"`{name}` must be a path, got one with a zero in it: {value!r}.")
     return Path(value)
 
 
@@ -50,7 +52,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
             # Still open, so that its lock says to others that it is no leftover.
             os.replace(beside, target)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # Of a full disk the system does not say which file.
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
@@ -60,6 +64,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def is_writing(path: Path) -> bool:
     """Whether a file is one that is being written beside another, or was when its writer died."""
     return path.suffix == _WRITING
+
+
+def beside_name(target: Path) -> Path:
+    """A new name beside a path, for what is to take its place."""
+    return target.with_name(f"{_start(target)}{secrets.token_hex(4)}{_WRITING}")
+
+
+def _start(target: Path) -> str:
+    """How such names begin; most file systems have names of up to 255 bytes."""
+    return f".{os.fsdecode(os.fsencode(target.name)[:200])}."
 
 
 def _mode(target: Path) -> int | None:
@@ -77,7 +91,7 @@ def _mode(target: Path) -> int | None:
 
 def _open_beside(target: Path) -> tuple[Path, BinaryIO]:
     while True:
-        beside = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}{_WRITING}")
+        beside = beside_name(target)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(beside, flags, 0o666), "w+b")
         # Between the two lines another process may have swept it.
@@ -103,7 +117,7 @@ def _sweep(target: Path) -> None:
     """Removes the leftovers of processes that are dead, which hold no lock any more."""
     if fcntl is None:
         return
-    start = f".{target.name[:200]}."
+    start = _start(target)
     for entry in target.parent.iterdir():
         if entry.name.startswith(start) and is_writing(entry):
             with contextlib.suppress(OSError), entry.open("r+b") as leftover:

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 NM: TypeAlias = tuple[int, int, int]
-"""(n, m, axis): every m consecutive entries along the axis keep n."""
+"""(n, m, axis): every m consecutive entries along the axis, counted from the last, keep n."""
 
 _SAMPLE = 1 << 16  # Entries that are looked at first, since most masks have no structure.
 _GROUPS = ((1, 2), (2, 4), (1, 4), (4, 8), (2, 8), (1, 8), (8, 16), (4, 16), (2, 16), (1, 16))
@@ -43,9 +43,9 @@ def fine(coarse_mask: np.ndarray, block: tuple[int, ...], shape: tuple[int, ...]
 
 
 def n_of_m(mask: np.ndarray) -> NM | None:
-    """The n and m of a mask that keeps n of every m entries along one of its last two axes.
+    """The n and m of a mask that keeps n of every m entries along one of its axes.
 
-    Along the last axis but one first, as Flax's kernels have it. Of several the smallest m.
+    The last axis but one comes first, as Flax's kernels have it. Of several the smallest m.
 
     Args:
       mask: booleans, of any shape.
@@ -53,7 +53,7 @@ def n_of_m(mask: np.ndarray) -> NM | None:
     Returns:
       `(n, m, axis)` with n < m of 2, 4, 8 or 16; None where there is none.
     """
-    axes = [axis for axis in (-2, -1) if mask.ndim >= -axis and mask.size]
+    axes = sorted(range(-mask.ndim, 0), key=lambda axis: (axis != -2, -axis)) if mask.size else []
     found = ((n, m, axis) for n, m in _GROUPS for axis in axes if _keeps(mask, n, m, axis))
     return next(found, None)
 
@@ -81,7 +81,8 @@ def _parts(lines: np.ndarray) -> list[np.ndarray]:
 
 def _keeps(mask: np.ndarray, n: int, m: int, axis: int) -> bool:
     rows = np.atleast_2d(np.moveaxis(mask, axis, -1))
-    if rows.shape[-1] % m:
+    first = rows[(0,) * (rows.ndim - 1)][:m]  # Of most masks this one group is enough.
+    if rows.shape[-1] % m or np.count_nonzero(first) != n:
         return False
     few = max(1, _SAMPLE // rows[0].size)
     parts = [rows[:few], rows] if few < rows.shape[0] else [rows]

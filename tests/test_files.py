@@ -81,6 +81,20 @@ def test_replacing_refuses_what_is_no_file(tmp_path, kind):
     assert path.stat().st_mode == before and os.listdir(tmp_path) == ["a"]
 
 
+def test_replacing_takes_the_longest_name_there_can_be(tmp_path):
+    write(tmp_path / ("é" * 127), b"new")
+    assert os.listdir(tmp_path) == ["é" * 127]
+
+
+def test_an_error_of_writing_says_of_which_file(tmp_path):
+    def full():
+        with replacing(tmp_path / "a"):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a'"):
+        full()
+
+
 def test_replacing_says_where_there_is_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"), replacing(tmp_path / "nowhere" / "a"):
         pass

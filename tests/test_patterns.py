@@ -57,10 +57,10 @@ def test_fine_undoes_coarse_of_the_blocks(shape, block, seed):
     )
 
 
-@pytest.mark.parametrize("axis", [-1, -2])
+@pytest.mark.parametrize("axis", [-1, -2, -3])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (1, 16), (1, 2)])
 def test_n_of_m_finds_what_nm_made(n, m, axis):
-    params = {"w": scores(64, 96)}
+    params = {"w": scores(64, 96)} if axis > -3 else {"w": scores(16, 3, 32)}
     mask = masking.topk(params, granularity=granularities.NM(n, m, axis=axis))["w"]
     assert _patterns.n_of_m(np.asarray(mask)) == (n, m, axis)
 

@@ -86,6 +86,16 @@ def test_size_is_that_of_kept_values_and_of_the_choice_in_every_group(tmp_path, 
     check(tmp_path, params, masks, groups * choices(m, n))
 
 
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4)])
+def test_groups_are_found_along_the_inputs_of_torchs_convolutions(tmp_path, n, m):
+    shape, groups = (64, 3, 3, 32), 64 * 9 * 32 // m
+    group = np.broadcast_to(np.arange(m) < n, (groups, m))
+    mask = np.random.default_rng(1).permuted(group, axis=1).reshape(shape)
+    masks = {"w": np.moveaxis(mask, -1, 1)}
+    params = kept_of({"w": random_bits(masks["w"].shape, "float32")}, masks)
+    check(tmp_path, params, masks, groups * choices(m, n))
+
+
 class Pruned:
     """LeNet-300-100 after some steps on the embedded digits, pruned by magnitude."""
 

@@ -102,6 +102,11 @@ def _largest(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _largest_of_part(a: np.ndarray, b: np.ndarray) -> float:
+    if a.dtype == b.dtype and a.dtype.kind in "iu":
+        # Unsigned differences are exact where float64 has too few digits.
+        wide = np.dtype(f"{a.dtype.kind}8")
+        low, high = (f(a, b).astype(wide).view(np.uint64) for f in (np.minimum, np.maximum))
+        return float((high - low).max(initial=0))
     x, y = _wide(a), _wide(b)
     both = np.isnan(x) & np.isnan(y) | (x == y)
     if both.all():

@@ -76,14 +76,12 @@ def _structure(full: np.ndarray) -> Structure:
 
 
 def _n_of_m(full: np.ndarray) -> tuple[int, int, int] | None:
-    """(n, m, axis), also along the second axis, where torch's convolutions have their inputs."""
+    """(n, m, axis), the axis counted from the first where it is none of the last two."""
     found = _patterns.n_of_m(full)
-    if found is None and full.ndim > 3:
-        found = _patterns.n_of_m(np.moveaxis(full, 1, -1))
-        found = found and (*found[:2], 1) if found and found[2] == -1 else None
     if found is None or full.size < _FEWEST_GROUPS * found[1]:
         return None
-    return found
+    n, m, axis = found
+    return n, m, axis if axis >= -2 else axis + full.ndim
 
 
 def _zero_channels(full: np.ndarray) -> tuple[ZeroChannels, ...]:

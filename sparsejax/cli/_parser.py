@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sparsejax.cli import _console
+from sparsejax.storage import _source
 
 _FILES = (
     "Files may be safetensors (of any framework), npz, orbax directories, and those that "
@@ -181,8 +182,7 @@ def _add_prune(commands: Any) -> None:
     for option, what in (("--include", "prune only"), ("--exclude", "do not prune")):
         leaves.add_argument(
             option,
-            nargs="+",
-            action="extend",
+            action="append",
             default=[],
             metavar="GLOB",
             help=f"{what} leaves whose name matches one of these patterns",
@@ -266,7 +266,7 @@ def _add_limit(parser: Any) -> None:
     parser.add_argument(
         "--limit",
         type=_bytes,
-        default=2**32,
+        default=_source.LIMIT,
         metavar="BYTES",
         help="refuse what takes this much more memory than the file is long (default 4G)",
     )

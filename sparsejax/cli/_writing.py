@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -157,7 +156,7 @@ def _write_orbax(path: Path, params: Any) -> None:
         if array.size == 0:
             raise _console.CommandError(f"orbax cannot hold arrays without entries, as {name!r} is")
     target = Path(os.path.realpath(path))
-    beside = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+    beside = _files.beside_name(target)
     with _reading.orbax() as ocp:
         beside.mkdir()
         try:

@@ -55,8 +55,8 @@ def encode(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], length: i
     size += -size % _START
     if size > _MOST_HEADER:
         raise ValueError(
-            f"`params` must have fewer leaves, got {len(tensors)}, whose names and shapes take "
-            f"{size} bytes where a safetensors file has at most {_MOST_HEADER}; save parts of it."
+            f"`params` must have fewer leaves, or shorter `metadata`: of {len(tensors)} leaves the "
+            f"header takes {size} bytes, a safetensors file has at most {_MOST_HEADER}."
         )
     return (size - _LENGTH).to_bytes(_LENGTH, "little") + content.ljust(size - _LENGTH)
 

@@ -8,9 +8,7 @@ import numpy as np
 
 from sparsejax import _leaves, _progress, _tree
 from sparsejax._typing import Masks, Params
-from sparsejax.storage import _format, _packing, _source, _structure
-
-_LIMIT = 2**32
+from sparsejax.storage import _format, _likeness, _packing, _source, _structure
 
 
 class Checkpoint(NamedTuple):
@@ -61,21 +59,22 @@ def load(
     path: str | os.PathLike[str],
     like: Params | None = None,
     *,
-    limit: int = _LIMIT,
+    limit: int = _source.LIMIT,
     progress: bool | str = False,
 ) -> Checkpoint:
     """Reads what `save` wrote, bit for bit; or a safetensors file of anyone, as it is.
 
-    Cost: memory of one leaf more than the tree. Everything in the file is checked, each leaf by its
-    CRC-32; nothing in it can run.
+    Cost: memory of one leaf and some 30 MB more than the tree. Everything in the file is checked,
+    each leaf by its CRC-32; nothing in it can run.
 
     Args:
       path: the file.
       like: a tree of arrays (or `jax.ShapeDtypeStruct`) whose structure the answer is to have:
         leaves are matched by their paths, in shape and dtype, and put where those of `like` are
-        (their sharding, NumPy's to NumPy). By default dicts, lists and tuples are restored, of
-        NumPy arrays; anything else JAX takes apart (a NamedTuple, a module, a state of NNX) is a
-        dict of its parts; another's file is a dict by name.
+        (their sharding, NumPy's to NumPy). By default lists, tuples and dicts, whose keys are
+        strings or integers, are restored, of NumPy arrays; anything else JAX takes apart (a
+        NamedTuple, a module, a state of NNX) is a dict of its parts; another's file is a dict by
+        name.
       limit: how many bytes the arrays may have more than the file, 4 GiB by default: a small file
         can say that it holds any number of zeros. (What is read of a header takes up to some 30
         times its length, at most 100 MB, whatever the limit.)
@@ -197,18 +196,8 @@ def _placed(params: Any, like: Any) -> Any:
 
 
 def _placed_leaf(path: str, array: np.ndarray, like: Any) -> Any:
-    # As `save` has it: a Python number has NumPy's dtype, and bytes are little-endian.
-    dtype = like.dtype if hasattr(like, "dtype") else np.asarray(like).dtype
-    if isinstance(dtype, np.dtype):
-        dtype = dtype.newbyteorder("<")
-    if (_leaves.shape_of(like), dtype) != (array.shape, array.dtype):
-        raise ValueError(
-            f"`like` must have the file's shapes and dtypes, at {path!r} it is "
-            f"{_leaves.describe(like)}, the file has {_leaves.describe(array)}; load without "
-            "`like`, or save a converted tree."
-        )
-    if isinstance(like, jax.Array) and not like.committed:
-        return jax.device_put(array)
-    if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
-        return jax.device_put(array, like.sharding)
-    return array
+    _likeness.check(path, array.shape, array.dtype, like)
+    if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
+        return array
+    found = _likeness.as_key(jax.device_put(array) if _likeness.is_key(like) else array, like)
+    return jax.device_put(found, like.sharding if getattr(like, "committed", True) else None)

@@ -14,6 +14,9 @@ from sparsejax import _files
 from sparsejax.storage import _container, _dtypes, _format, _packing
 from sparsejax.storage._errors import BrokenError, InvalidFileError
 
+LIMIT = 2**32
+"""By how many bytes arrays may exceed their file, unless more is allowed."""
+
 
 class Source(NamedTuple):
     """An open file and what its header says; `said` is None of a file that is not ours."""

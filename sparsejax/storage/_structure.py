@@ -13,16 +13,30 @@ from sparsejax.storage._errors import BrokenError
 
 
 def encode(tree: Any) -> Any:
-    """The structure of a tree whose leaves are integers."""
+    """The structure of a tree whose leaves are integers.
+
+    Raises:
+      BrokenError: if it could not be decoded.
+    """
+    try:
+        return _encode(tree)
+    except RecursionError:
+        raise BrokenError("it is too deep") from None
+
+
+def _encode(tree: Any) -> Any:
     if tree is None:
         return None
     children = _tree.children(tree)
     if children is None:
         return tree
-    nodes = [encode(child) for _, child in children]
+    nodes = [_encode(child) for _, child in children]
     if type(tree) in (list, tuple):
         return [type(tree).__name__, *nodes]
     keys = [_key(entry) for entry, _ in children]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise BrokenError(f"two of its keys print alike, {twice!r}; rename one")
     pairs = list(zip(keys, nodes, strict=True))
     if type(tree) is dict and all(isinstance(key, str) for key in keys):
         return dict(pairs)

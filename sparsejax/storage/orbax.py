@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sparsejax import _leaves, _tree, masking, storage
 from sparsejax._typing import Masks, Params
-from sparsejax.storage import _loading, _pieces, _ranges, _saving, _source
+from sparsejax.storage import _likeness, _loading, _pieces, _ranges, _saving, _source
 from sparsejax.storage._errors import BrokenError
 from sparsejax.storage._ranges import Ranges
 
@@ -37,7 +36,6 @@ except ImportError as error:
 
 __all__ = ["SparseHandler", "SparseRestore", "SparseSave"]
 
-_LIMIT = 2**32
 _ON_DEVICE = jax.Array | jax.ShapeDtypeStruct
 
 
@@ -86,13 +84,14 @@ class SparseHandler(ocp.AsyncCheckpointHandler):  # type: ignore[misc]
             if args.like is None:
                 saved.check_size(args.limit)
                 flat, numbers = _tree.flatten(saved.tree), saved.tree
-                likes = [None] * len(flat.leaves)
+                likes: list[Any] = [None] * len(flat.leaves)
             else:
                 flat, numbers = _loading.arranged(saved.tree, args.like)
                 likes = flat.leaves
             leaves = [saved.leaves[number] for number in jax.tree.leaves(numbers)]
-            for row in zip(flat.paths, leaves, likes, strict=True):
-                _check_like(*row)
+            for path, leaf, like in zip(flat.paths, leaves, likes, strict=True):
+                if like is not None:
+                    _likeness.check(path, leaf.shape, leaf.dtype, like)
             rows = zip(leaves, likes, strict=True)
             found = [_restored(*row, saved.masked) for row in rows]
         masks = flat.rebuild([mask for _, mask in found]) if saved.masked else None
@@ -127,7 +126,8 @@ class SparseSave(ocp.args.CheckpointArgs):  # type: ignore[misc]
 
     Raises:
       TypeError: if an argument is of the wrong kind, or a leaf is no array of numbers.
-      ValueError: if masks do not fit, or an array has been donated or deleted.
+      ValueError: if masks do not fit, or an array has been donated or deleted; in the background,
+        if masks prune what is not zero.
     """
 
     params: Params
@@ -152,7 +152,7 @@ class SparseRestore(ocp.args.CheckpointArgs):  # type: ignore[misc]
     """
 
     like: Params | None = None
-    limit: int = _LIMIT
+    limit: int = _source.LIMIT
 
 
 class _Piece(NamedTuple):
@@ -205,8 +205,7 @@ def _as_numbers(path: str, leaf: Any) -> Any:
             f"`params` must have values, got {_leaves.describe(leaf)} at {path!r}, which has been "
             "donated or deleted; save what the step returned."
         )
-    if _is_key(leaf) and not _leaves.is_traced(leaf):
-        leaf = jax.random.key_data(leaf)
+    leaf = _likeness.as_data(leaf)
     if not _leaves.is_number(leaf) or _leaves.is_traced(leaf):
         raise TypeError(
             f"`params` must hold arrays of numbers, got {_leaves.brief(leaf)} at {path!r}; leave "
@@ -264,28 +263,12 @@ def _part_of_mask(path: str, mask: Any, leaf: Any, ranges: Ranges) -> np.ndarray
         ) from error
 
 
-def _check_like(path: str, leaf: _pieces.Leaf, like: Any) -> None:
-    """Refuses a leaf of another shape or dtype; None passes."""
-    if like is None:
-        return
-    wanted = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
-    dtype = wanted.dtype if hasattr(wanted, "dtype") else np.asarray(wanted).dtype
-    if (_leaves.shape_of(wanted), dtype) != (leaf.shape, leaf.dtype):
-        saved = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        raise ValueError(
-            f"`like` must have the checkpoint's shapes and dtypes, at {path!r} it is "
-            f"{_leaves.describe(like)}, the checkpoint has {_leaves.describe(saved)}; restore "
-            "without `like`, or save a converted tree."
-        )
-
-
 def _restored(leaf: _pieces.Leaf, like: Any, masked: bool) -> tuple[Any, Any]:
     """The leaf and its mask (or None), where `like` is; no piece is read twice."""
     pieces = {ranges: functools.cache(read) for ranges, read in leaf.pieces.items()}
     arrays = {ranges: lambda read=read: read().array for ranges, read in pieces.items()}
     array = _placed(leaf.shape, leaf.dtype, arrays, like)
-    if _is_key(like):
-        array = jax.random.wrap_key_data(array, impl=_key_kind(like))
+    array = _likeness.as_key(array, like)
     if not masked:
         return array, None
     # Only of a leaf that is whole in a file the mask's shape stands nowhere else.
@@ -315,17 +298,6 @@ def _placed(
         return _ranges.cut(_ranges.indexed(index, shape), dtype, pieces)
 
     return jax.make_array_from_callback(shape, sharding, entries)
-
-
-def _is_key(leaf: Any) -> bool:
-    dtype = _leaves.dtype_of(leaf)
-    return dtype is not None and bool(jnp.issubdtype(dtype, jax.dtypes.prng_key))
-
-
-def _key_kind(like: Any) -> Any:
-    kinds: list[Any] = []
-    jax.eval_shape(lambda key: kinds.append(jax.random.key_impl(key)), like)
-    return kinds[0]
 
 
 def _folder(directory: Any) -> Path:
