@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all, also when the process is killed."""
+"""Files and folders that are written whole or not at all, also when the process is killed."""
 
 import contextlib
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ except ImportError:  # Windows: what killed processes leave stays.
     fcntl = None
 
 _WRITING = ".part"
+_NEW, _OLD, _LOCK = "new", "old", "lock"  # In a folder that is being written.
 
 
 def known_path(name: str, value: Any) -> Path:
@@ -61,12 +63,38 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     _sync_folder(target.parent)
 
 
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a folder that takes its place when `with` ends without an error.
+
+    Two renames, since no folder replaces another one in one: a process killed between them leaves
+    the old folder beside, and the next one that writes there puts it back first.
+
+    Raises:
+      OSError: if the folder cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    _sweep(target)
+    beside = _beside_name(target)
+    beside.mkdir()
+    with (beside / _LOCK).open("w+b") as file:
+        _lock(file)
+        try:
+            yield beside / _NEW
+            if target.exists():
+                target.rename(beside / _OLD)
+            (beside / _NEW).rename(target)
+        finally:
+            _clear(beside, target)
+    _sync_folder(target.parent)
+
+
 def is_writing(path: Path) -> bool:
     """Whether a file is one that is being written beside another, or was when its writer died."""
     return path.suffix == _WRITING
 
 
-def beside_name(target: Path) -> Path:
+def _beside_name(target: Path) -> Path:
     """A new name beside a path, for what is to take its place."""
     return target.with_name(f"{_start(target)}{secrets.token_hex(4)}{_WRITING}")
 
@@ -91,7 +119,7 @@ def _mode(target: Path) -> int | None:
 
 def _open_beside(target: Path) -> tuple[Path, BinaryIO]:
     while True:
-        beside = beside_name(target)
+        beside = _beside_name(target)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(beside, flags, 0o666), "w+b")
         # Between the two lines another process may have swept it.
@@ -120,9 +148,20 @@ def _sweep(target: Path) -> None:
     start = _start(target)
     for entry in target.parent.iterdir():
         if entry.name.startswith(start) and is_writing(entry):
-            with contextlib.suppress(OSError), entry.open("r+b") as leftover:
+            locked = entry / _LOCK if entry.is_dir() else entry
+            with contextlib.suppress(OSError), locked.open("r+b") as leftover:
                 fcntl.flock(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                entry.unlink()
+                _clear(entry, target)
+
+
+def _clear(beside: Path, target: Path) -> None:
+    """Removes what is beside; an old folder whose place is empty first goes back there."""
+    if not beside.is_dir():
+        beside.unlink()
+        return
+    if (beside / _OLD).exists() and not target.exists():
+        (beside / _OLD).rename(target)
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from sparsejax._files import replacing
+from sparsejax._files import replacing, replacing_folder
 
 
 def write(path, content):
@@ -98,3 +98,48 @@ def test_an_error_of_writing_says_of_which_file(tmp_path):
 def test_replacing_says_where_there_is_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"), replacing(tmp_path / "nowhere" / "a"):
         pass
+
+
+def write_folder(path, content):
+    with replacing_folder(path) as folder:
+        folder.mkdir()
+        (folder / "a").write_bytes(content)
+
+
+def test_replacing_folder_replaces_it_whole(tmp_path):
+    for content in (b"old", b"new"):
+        write_folder(tmp_path / "f", content)
+        assert (tmp_path / "f" / "a").read_bytes() == content
+        assert os.listdir(tmp_path) == ["f"]
+
+
+def test_replacing_folder_leaves_the_old_one_after_an_error(tmp_path):
+    def failing():
+        with replacing_folder(tmp_path / "f") as folder:
+            folder.mkdir()
+            raise RuntimeError
+
+    write_folder(tmp_path / "f", b"old")
+    with pytest.raises(RuntimeError):
+        failing()
+    assert (tmp_path / "f" / "a").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_replacing_folder_puts_back_what_a_dead_writer_had_moved(tmp_path):
+    """As after a kill between the two renames, and after one before them."""
+    for name in ("01234567", "89abcdef"):
+        dead = tmp_path / f".f.{name}.part"
+        (dead / "old").mkdir(parents=True)
+        (dead / "old" / "a").write_bytes(b"old")
+        (dead / "lock").write_bytes(b"")
+
+    def failing():
+        with replacing_folder(tmp_path / "f"):
+            assert (tmp_path / "f" / "a").read_bytes() == b"old"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing()
+    assert (tmp_path / "f" / "a").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["f"]

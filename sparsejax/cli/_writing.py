@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -155,15 +154,8 @@ def _write_orbax(path: Path, params: Any) -> None:
     for name, array in tree.arrays.items():
         if array.size == 0:
             raise _console.CommandError(f"orbax cannot hold arrays without entries, as {name!r} is")
-    target = Path(os.path.realpath(path))
-    beside = _files.beside_name(target)
-    with _reading.orbax() as ocp:
-        beside.mkdir()
-        try:
-            _save_orbax(ocp, beside / "new", tree.rebuild(tree.arrays))
-            _move(beside / "new", target, beside / "old")
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+    with _reading.orbax() as ocp, _files.replacing_folder(path) as folder:
+        _save_orbax(ocp, folder, tree.rebuild(tree.arrays))
 
 
 def _save_orbax(ocp: Any, folder: Path, params: Any) -> None:
@@ -174,15 +166,3 @@ def _save_orbax(ocp: Any, folder: Path, params: Any) -> None:
         if os.strerror(errno.ENOSPC) in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise OSError(errno.EIO, f"orbax: {_reading.first_line(error)}") from error
-
-
-def _move(new: Path, target: Path, old: Path) -> None:
-    """Puts a directory in the place of another one, which comes back if that fails."""
-    try:
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-    except BaseException:
-        if old.exists():
-            old.rename(target)
-        raise
