@@ -461,7 +461,7 @@ def test_errors_from_below(fails, good, monkeypatch, error, message):
 
 # Imports once, and runs the command in children, each with a standard output of its own.
 CHILDREN = """
-import json, os, sys
+import json, os, sys, time
 from sparsejax import cli, storage
 
 found = {}
@@ -483,7 +483,8 @@ for name, argv in json.load(sys.stdin).items():
         if name == "ascii":
             sys.stdout.reconfigure(encoding="ascii", errors="strict")
         if name == "interrupted":
-            storage.load = lambda *args, **settings: os.kill(os.getpid(), 2)
+            # With threads about, Python may hear of the signal a moment later.
+            storage.load = lambda *args, **settings: os.kill(os.getpid(), 2) or time.sleep(60)
         sys.argv = ["sparsejax", *argv]
         sys.exit(cli.main())
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
