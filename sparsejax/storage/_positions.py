@@ -19,7 +19,7 @@ from sparsejax import _patterns
 from sparsejax.storage import _bytes
 from sparsejax.storage._errors import BrokenError
 
-CHUNK = 1 << 20  # Entries at a time, so that indices of 8 bytes stay in the cache.
+CHUNK = 1 << 16  # Entries at a time, so that indices of 8 bytes stay in the cache and the heap.
 _BITMASK = 0
 _MOST_PLANES = 7  # Of 8 bits, in indices of 63.
 
