@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all, also when the process is killed."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -111,9 +112,10 @@ def _mode(target: Path) -> int | None:
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(found):
-        raise IsADirectoryError(21, "Is a directory", str(target))
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", str(target))
     if not stat.S_ISREG(found):
-        raise OSError(22, "Not a regular file: it would be replaced, not written to", str(target))
+        what = "Not a regular file: it would be replaced, not written to"
+        raise OSError(errno.EINVAL, what, str(target))
     return stat.S_IMODE(found)
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import allocation, criteria, filters, granularities, masking, selection
+from sparsejax import _patterns, allocation, criteria, filters, granularities, masking, selection
 from sparsejax.cli import _console
 from sparsejax.cli._choosing import Layout
 
@@ -63,8 +63,7 @@ def units(mask: np.ndarray, options: argparse.Namespace, layout: Layout) -> np.n
     if not options.block:
         return mask  # Of channels it has one entry each.
     block = _block(options.block, mask.ndim - 2 if layout == "torch" else 0).shape
-    places: Any = (..., *(slice(None, None, size) for size in block))
-    return mask[places]
+    return _patterns.coarse(mask, tuple(block))
 
 
 def input_axis(layout: Layout) -> int:

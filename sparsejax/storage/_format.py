@@ -143,8 +143,7 @@ def _record(line: str) -> Record:
 
 
 def _check_tensor(name: str, record: Record, there: _container.Tensor) -> None:
-    size = there.stop - there.start
+    size, needed = there.stop - there.start, record.nbytes
     dense = record.code == "dense"
-    if there != tensor(record, there.start, size) or (dense and size != record.nbytes):
+    if there != tensor(record, there.start, size) or (dense and size != needed):
         raise BrokenError(f"at {name[:200]!r} there is {there.dtype}{there.shape} for {record}")
-    record.nbytes  # noqa: B018 (raises where it is too large)

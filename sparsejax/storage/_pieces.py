@@ -7,6 +7,7 @@ and `pieces`, of each tensor in this file the leaf's number and which part of it
 """
 
 import contextlib
+import errno
 import json
 import math
 import operator
@@ -71,7 +72,9 @@ def opened(folder: Path) -> Iterator[Saved]:
     """
     paths = sorted(folder.glob(_FILE.format("*")), key=lambda path: (len(path.name), path.name))
     if not paths:
-        raise FileNotFoundError(2, f"No {_FILE.format(0)}, so no item of SparseSave", str(folder))
+        raise FileNotFoundError(
+            errno.ENOENT, f"No {_FILE.format(0)}, so no item of SparseSave", str(folder)
+        )
     with contextlib.ExitStack() as stack:
         files = [(path, stack.enter_context(_source.opened(path))) for path in paths]
         with _source.named(folder):

@@ -77,12 +77,8 @@ def _gaps(flat: np.ndarray, kept: int) -> tuple[int, list[_bytes.Buffer]]:
             tops += _escaped(gaps >> 8 * (planes - 1))
             for plane, low in enumerate(lows):
                 low += (gaps >> 8 * plane).astype(np.uint8).data
-    length = _bytes.number(len(tops))
-    return planes, [
-        length,
-        *_bytes.shortest(tops),
-        *(p for low in lows for p in _bytes.shortest(low)),
-    ]
+    frames = [piece for plane in (tops, *lows) for piece in _bytes.shortest(plane)]
+    return planes, [_bytes.number(len(tops)), *frames]
 
 
 def _planes(size: int, kept: int) -> int:
@@ -107,8 +103,8 @@ def _from_gaps(cursor: _bytes.Cursor, size: int, kept: int, planes: int) -> np.n
     if not kept <= length <= kept + size // 255 + 1:
         raise BrokenError(f"it has {length} bytes of gaps for {kept} units of {size}")
     tops, *lows = (
-        np.frombuffer(cursor.decompressed(size), np.uint8)
-        for size in (length, *[kept] * (planes - 1))
+        np.frombuffer(cursor.decompressed(count), np.uint8)
+        for count in (length, *[kept] * (planes - 1))
     )
     flat = np.zeros(size, bool)
     done, last, carry = 0, -1, 0

@@ -1,6 +1,7 @@
 """An open file, of which nothing is believed that has not been checked."""
 
 import contextlib
+import errno
 import os
 import stat
 import zlib
@@ -38,7 +39,7 @@ def opened(path: Any) -> Iterator[Source]:
     """
     known = _files.known_path("path", path)
     if not stat.S_ISREG(os.stat(known).st_mode) and not known.is_dir():
-        raise OSError(22, "Not a regular file", str(known))
+        raise OSError(errno.EINVAL, "Not a regular file", str(known))
     with open(known, "rb") as file, named(known):
         size = os.fstat(file.fileno()).st_size
         header = _container.decode(file, size)

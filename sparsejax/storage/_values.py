@@ -1,9 +1,9 @@
 """The kept values, without loss: byte by byte, so that what is alike stands together.
 
 The values go by segments of 2^18; in each, the lowest byte of all of them is followed by the next
-of all, and so on; of floating numbers
-the sign is first moved below everything else, which leaves the exponent alone in the highest byte.
-Trained weights have few exponents: float32 takes some 27 bits, bfloat16 some 11.
+of all, and so on; of floating numbers the sign is first moved below everything else, which leaves
+the exponent alone in the highest byte. Trained weights have few exponents: float32 takes some 27
+bits, bfloat16 some 11.
 """
 
 from collections.abc import Iterator
