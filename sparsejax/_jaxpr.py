@@ -37,6 +37,22 @@ def body(eqn: Any) -> Any:
     raise ValueError(f"{eqn.primitive.name} calls no jaxpr.")
 
 
+def scan_parts(eqn: Any, items: Sequence[Any]) -> list[list[Any]]:
+    """The constants, the carry and the rows of a scan; from jax 0.11 on they are in a tree."""
+    if "ft_in" in eqn.params:
+        return [list(part) for part in eqn.params["ft_in"].update(items).unpack()]
+    return parted(items, eqn.params["num_consts"], eqn.params["num_carry"])
+
+
+def parted(items: Sequence[Any], *counts: int) -> list[list[Any]]:
+    """A sequence in pieces of these lengths, and the rest."""
+    pieces, start = [], 0
+    for count in counts:
+        pieces.append(list(items[start : start + count]))
+        start += count
+    return [*pieces, list(items[start:])]
+
+
 def live(jaxpr: Any) -> list[tuple[int, Any]]:
     """The equations that an output or an effect needs, numbered by their place."""
     needed = {atom for atom in jaxpr.outvars if not literal(atom)}

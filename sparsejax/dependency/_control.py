@@ -114,7 +114,7 @@ def _of_some(function: Callable[..., Any], args: Sequence[Any], moving: Sequence
 
 def _scan(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
     params = eqn.params
-    consts, carry, xs = _scan_parts(eqn, values)
+    consts, carry, xs = _jaxpr.scan_parts(eqn, values)
     (frame,) = step.inner(1)
     frame.repeats = params["length"]
     rows = []
@@ -129,22 +129,6 @@ def _scan(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
     carry, ys = _settled(step, carry, turn)
     length = fixed(params["length"], f"{step.where} runs over it")
     return [*carry, *(Value((length, *y.axes)) for y in ys)]
-
-
-def _scan_parts(eqn: Any, items: Sequence[Any]) -> list[list[Any]]:
-    """The constants, the carry and the rows of a scan; from jax 0.11 on they are in a tree."""
-    if "ft_in" in eqn.params:
-        return [list(part) for part in eqn.params["ft_in"].update(items).unpack()]
-    return _parted(items, eqn.params["num_consts"], eqn.params["num_carry"])
-
-
-def _parted(items: Sequence[Any], *counts: int) -> list[list[Any]]:
-    """A sequence in pieces of these lengths, and the rest."""
-    pieces, start = [], 0
-    for count in counts:
-        pieces.append(list(items[start : start + count]))
-        start += count
-    return [*pieces, list(items[start:])]
 
 
 def _settled(
@@ -181,7 +165,7 @@ def _same(a: Value, b: Value) -> bool:
 
 def _smaller_scan(evaluation: Evaluation, eqn: Any, arrays: list[Any]) -> list[Any]:
     params = eqn.params
-    consts, carry, xs = _scan_parts(eqn, arrays)
+    consts, carry, xs = _jaxpr.scan_parts(eqn, arrays)
     (frame,) = evaluation.inner()
 
     def turn(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -195,7 +179,7 @@ def _smaller_scan(evaluation: Evaluation, eqn: Any, arrays: list[Any]) -> list[A
 
 def _while(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
     params = eqn.params
-    cond, body, carry = _parted(values, params["cond_nconsts"], params["body_nconsts"])
+    cond, body, carry = _jaxpr.parted(values, params["cond_nconsts"], params["body_nconsts"])
     asked, made = step.inner(2)
 
     def turn(carry: list[Value]) -> tuple[list[Value], list[Value]]:
@@ -207,7 +191,7 @@ def _while(step: Step, eqn: Any, values: list[Value]) -> list[Value]:
 
 def _smaller_while(evaluation: Evaluation, eqn: Any, arrays: list[Any]) -> list[Any]:
     params = eqn.params
-    cond, body, carry = _parted(arrays, params["cond_nconsts"], params["body_nconsts"])
+    cond, body, carry = _jaxpr.parted(arrays, params["cond_nconsts"], params["body_nconsts"])
     asked, made = evaluation.inner()
     return list(
         lax.while_loop(
