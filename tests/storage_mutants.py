@@ -16,6 +16,7 @@ import safetensors.numpy
 import zstandard
 
 from sparsejax import storage
+from sparsejax.storage import _packed_header
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 CHECKSUM = b'{"__metadata__":{"checksum":"'
@@ -135,6 +136,60 @@ def written(text, data, repair=True):
         zeroed = text[:at] + b"0" * 8 + text[at + 8 :]
         text = text[:at] + f"{zlib.crc32(zeroed):08x}".encode() + text[at + 8 :]
     return struct.pack("<Q", len(text)) + text + data
+
+
+# Packed headers
+
+
+def is_small(file):
+    """Whether the header inside is packed."""
+    return b'"version":"2"' in file[:120]
+
+
+def read_small(file):
+    """The parts of a file whose header is packed: those that it would have with an open one."""
+    outer = read(file)
+    start = int(outer.header["__metadata__"]["header"].split()[0])
+    packed = outer.data[start:]
+    frame = zstandard.ZstdDecompressor(dict_data=_packed_header.DICTIONARY)
+    text = frame.decompress(packed[packed.index(MAGIC) :])
+    return Parts(read(text).header, outer.data[:start])
+
+
+def written_small(text, data, repair=True, size=None, start=None, end=b"", checksum=None, **more):
+    """A file with this header, packed; it tells the truth but for what is given."""
+    inner = written(text, b"", repair)
+    size = len(inner) if size is None else size
+    compressor = zstandard.ZstdCompressor(dict_data=_packed_header.DICTIONARY)
+    frame = compressor.compress(inner)
+    packed = leb128(size) + leb128(len(frame)) + frame + end
+    checksum = zlib.crc32(packed) if checksum is None else checksum
+    place = f"{len(data) if start is None else start} {checksum:08x}"
+    said = {"checksum": "0" * 8, "format": "sparsejax", "version": "2", "header": place} | more
+    total = len(data) + len(packed)
+    row = {"dtype": "U8", "shape": [total], "data_offsets": [0, total]}
+    return written(encoded({"__metadata__": said, "packed": row}), data + packed)
+
+
+def lying_small(rng, file):
+    """Another outside, or lies about what is inside."""
+    parts, kind = read_small(file), rng.random()
+    if kind < 0.4:
+        outer = rng.choice((lying_header, swapped))(rng, read(file))
+        return written(text_of(rng, outer.header), outer.data)
+    text, number = encoded(parts.header), rng.choice(NUMBERS[:-1])
+    lies = (
+        {"size": max(number, 0)},
+        {"start": number},
+        {"end": rng.randbytes(rng.randrange(1, 20))},
+        {"checksum": rng.getrandbits(32)},
+        {"version": rng.choice(("1", "3", "2 "))},
+        {"header": str(number)},
+    )
+    if kind < 0.9:
+        return written_small(text, parts.data, **rng.choice(lies))
+    inner = rng.choice((encoded({}), encoded({"a": 1}), written_small(text, b"")[8:], b"{" * 500))
+    return written_small(inner, parts.data)
 
 
 # Bytes
@@ -452,8 +507,9 @@ def corpus(folder):
     long = {"w": pruned((20_000,), np.int8, 0.002, 6)[0]}
     path = folder / "whole"
     files = []
-    for tree in ((params, masks), (plain, None), (long, None)):
-        storage.save(path, *tree, metadata={"step": "12", "é": "\n"})
+    trees = ((params, masks, "open"), (plain, None, "open"), (params, masks, "packed"))
+    for *tree, header in (*trees, (long, None, "open")):
+        storage.save(path, *tree, metadata={"step": "12", "é": "\n"}, header=header)
         files.append(path.read_bytes())
     arrays = {"a": np.ones((3, 4), np.float32), "b": np.arange(5), "c": np.zeros((2, 0))}
     return [*files, safetensors.numpy.save(arrays, {"format": "pt"})]
@@ -463,9 +519,12 @@ def mutant(rng, files):
     """A damaged or lying file, and whether checksums guard it: nothing in it has been repaired."""
     file = rng.choice((*files[:-1], *files))
     ours, repair, kind = CHECKSUM in file[:60], rng.random() < 0.9, rng.random()
-    parts = read(file)
+    small = is_small(file)
+    parts, together = (read_small(file), written_small) if small else (read(file), written)
     if kind < 0.12:
         return rng.choice(BYTES)(rng, file), ours
+    if small and kind > 0.85:
+        return lying_small(rng, file), False
     if kind < 0.16:
         other, at = rng.choice(files), rng.randrange(len(file))
         return file[:at] + other[rng.randrange(len(other)) :], ours
@@ -474,11 +533,11 @@ def mutant(rng, files):
         return struct.pack("<Q", length) + file[8:], ours
     if kind < 0.22:
         text = rng.choice(BYTES)(rng, text_of(rng, parts.header))
-        return written(text, parts.data, repair), False
+        return together(text, parts.data, repair), False
     if kind < 0.24:
         text = text_of(rng, parts.header).rstrip()
         row = json.dumps(rng.choice(list(parts.header)))
-        return written(text[:-1] + f",{row}:0}}".encode(), parts.data, repair), False
+        return together(text[:-1] + f",{row}:0}}".encode(), parts.data, repair), False
     if kind < 0.45:
         parts = rng.choice((lying_header, lying_header, swapped))(rng, parts)
     elif kind < 0.95:
@@ -486,4 +545,4 @@ def mutant(rng, files):
     else:
         parts = lying_header(rng, inside(rng, parts))
     parts = parts.repaired() if repair else parts
-    return written(text_of(rng, parts.header), parts.data, repair), False
+    return together(text_of(rng, parts.header), parts.data, repair), False

@@ -1,6 +1,7 @@
-"""The tree of the golden file of `storage`; run as a script, writes it (Python 3.13 wrote ours).
+"""The tree of the golden files of `storage`; run as a script, writes one (3.13 and 3.12 did).
 
-PYTHONPATH=. python tests/storage_trees.py tests/golden/storage.safetensors
+PYTHONPATH=. python tests/storage_trees.py tests/golden/storage.safetensors open
+PYTHONPATH=. python tests/storage_trees.py tests/golden/storage_packed.safetensors packed
 """
 
 import sys
@@ -43,4 +44,4 @@ def golden():
 if __name__ == "__main__":
     from sparsejax import storage
 
-    storage.save(sys.argv[1], *golden(), metadata=METADATA)
+    storage.save(sys.argv[1], *golden(), metadata=METADATA, header=sys.argv[2])

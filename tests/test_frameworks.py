@@ -16,7 +16,15 @@ from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
 import sparsejax as sj
-from sparsejax import _tree, criteria, granularities, mask_sets, masking, penalties
+from sparsejax import (
+    _tree,
+    criteria,
+    granularities,
+    mask_sets,
+    masking,
+    penalties,
+    quantization,
+)
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -271,6 +279,16 @@ OPERATIONS = {
     "prune_tree": lambda case, params, grads: sj.prune_tree(params, grads, 0.1),
     "apply_masks": lambda case, params, grads: sj.apply_masks(params, halves(params)),
     "prox": lambda case, params, grads: penalties.l1(0.1).prox(params, 0.5),
+    "quantize": lambda case, params, grads: quantization.dequantize(
+        quantization.quantize(params, bits=4, axes=())
+    ),
+    "fake_quantize": lambda case, params, grads: quantization.fake_quantize(params, axes=()),
+    "share": lambda case, params, grads: quantization.dequantize(
+        quantization.share(params, halves(params), bits=2)
+    ),
+    "quantization_masks": lambda case, params, grads: quantization.masks(
+        quantization.combine(*quantization.partition(quantization.share(params, bits=2)))
+    ),
 }
 
 

@@ -16,8 +16,7 @@ import pytest
 import safetensors.numpy
 import storage_trees
 from flax import nnx
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from same_bits import assert_same_bits
 
@@ -343,6 +342,8 @@ def test_bad_arguments_are_named(tmp_path):
         storage.save(tmp_path / "a", {}, metadata={"step": 3})
     with pytest.raises(ValueError, match="`metadata` must be Unicode text"):
         storage.save(tmp_path / "a", {}, metadata={"step": "\ud800"})
+    with pytest.raises(ValueError, match='`header` must be "open" or "packed", got True'):
+        storage.save(tmp_path / "a", {}, header=True)
     storage.save(tmp_path / "a", {})
     with pytest.raises(TypeError, match="`limit` must be a number of bytes"):
         storage.load(tmp_path / "a", limit=-1)
@@ -388,6 +389,50 @@ def test_dense_tensors_stand_at_multiples_of_their_entries(tmp_path):
         if name != "__metadata__" and entry["dtype"] != "U8":
             offset = start + entry["data_offsets"][0]
             assert offset % min(params[name].dtype.itemsize, 8) == 0
+
+
+def test_a_packed_header_says_the_same_in_fewer_bytes(tmp_path):
+    params, masks = storage_trees.golden()
+    sizes, found = [], []
+    for header in ("open", "packed"):
+        path = tmp_path / header
+        storage.save(path, params, masks, metadata={"step": "7"}, header=header)
+        sizes.append(path.stat().st_size)
+        found.append(storage.contents(path))
+        assert_same_bits(storage.load(path)[:2], storage.load(tmp_path / "open")[:2])
+    assert sizes[1] < sizes[0] - 500
+    assert found[1].metadata == {"step": "7"}
+    assert [leaf[:3] for leaf in found[1].leaves] == [leaf[:3] for leaf in found[0].leaves]
+    with safetensors.safe_open(tmp_path / "packed", "numpy") as file:
+        assert list(file.keys()) == ["packed"]
+
+
+def test_leaves_without_zeros_are_compressed_behind_a_packed_header(tmp_path):
+    tree = {"b": np.random.default_rng(0).normal(size=500).astype(np.float32), "n": np.float32(3)}
+    codes = []
+    for header in ("open", "packed"):
+        storage.save(tmp_path / "file", tree, header=header)
+        codes.append([leaf.code for leaf in storage.contents(tmp_path / "file").leaves])
+        assert_same_bits(storage.load(tmp_path / "file").params["b"], tree["b"])
+    assert codes == [["dense", "dense"], ["bitmask", "dense"]]
+
+
+@pytest.mark.parametrize("tree", [{}, [], {"w": np.zeros((0, 3))}, list(np.arange(300.0))])
+def test_packed_headers_of_no_leaves_and_of_many(tmp_path, tree):
+    storage.save(tmp_path / "file", tree, header="packed")
+    assert_same_bits(storage.load(tmp_path / "file").params, tree)
+    assert (tmp_path / "file").stat().st_size < 600 + 40 * len(tree)
+
+
+def test_small_masks_are_read_along_the_axis_that_takes_the_fewest_bytes(tmp_path):
+    rows = np.random.default_rng(0).random(400)[:, None] ** 8  # some inputs matter, most do not
+    mask = np.random.default_rng(1).random((400, 60)) < rows / 2
+    sizes = []
+    for i, kept in enumerate((mask, mask.T, mask.reshape(20, 20, 60))):
+        storage.save(tmp_path / str(i), {"w": np.float32(kept)}, {"w": kept})
+        assert_same_bits(storage.load(tmp_path / str(i)).masks["w"], kept)
+        sizes.append(storage.contents(tmp_path / str(i)).leaves[0].bytes)
+    assert max(sizes) < min(sizes) + 20
 
 
 def test_contents_says_what_load_finds(tmp_path):
@@ -450,9 +495,11 @@ def test_every_dtype_of_the_container_is_that_of_the_safetensors_package(tmp_pat
             assert f.get_slice("w").get_dtype() == theirs
 
 
-def test_a_golden_file_of_the_first_format_reads_for_ever():
+@pytest.mark.parametrize("name", ["storage", "storage_packed"])
+def test_a_golden_file_of_each_format_reads_for_ever(name):
     params, masks = storage_trees.golden()
-    found = storage.load(os.path.join(os.path.dirname(__file__), "golden", "storage.safetensors"))
+    folder = os.path.join(os.path.dirname(__file__), "golden")
+    found = storage.load(os.path.join(folder, f"{name}.safetensors"))
     assert_same(found.params, params)
     assert_same(found.masks, masks)
     assert found.metadata == storage_trees.METADATA

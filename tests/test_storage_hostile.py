@@ -23,7 +23,7 @@ import zstandard
 from sparsejax import storage
 
 WORKER = Path(__file__).with_name("storage_worker.py")
-DECODERS = ("_bytes.", "_packing.", "_positions.", "_values.")
+DECODERS = ("_bytes.", "_packed_header.", "_packing.", "_positions.", "_values.")
 MASK = np.arange(1200).reshape(30, 40) % 11 == 0
 PARAMS = {"b": np.ones(3), "w": np.where(MASK, np.float32(0.5), np.float32(0))}
 MASKS = {"b": np.array(True), "w": MASK}
@@ -80,6 +80,21 @@ def whole():
         path = Path(folder) / "whole"
         storage.save(path, PARAMS, MASKS, metadata={"step": "7"})
         return path.read_bytes()
+
+
+@functools.cache
+def small():
+    """The same with its header packed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "small"
+        storage.save(path, PARAMS, MASKS, metadata={"step": "7"}, header="packed")
+        return path.read_bytes()
+
+
+def unlike(**lies):
+    """The small checkpoint with a header that says these of itself."""
+    parts = storage_mutants.read_small(small())
+    return storage_mutants.written_small(storage_mutants.encoded(parts.header), parts.data, **lies)
 
 
 def ordinary(header, data=b""):
@@ -173,7 +188,22 @@ FILES = {
     "outside": (lambda: ordinary({"a": ONE, "b": TWO}, bytes(12)), "shorter than its header"),
     "metadata": (lambda: ordinary({"__metadata__": {"a": 1}}), "metadata are not strings"),
     "booleans": (lambda: ordinary({"a": tensor([1], 0, 1, "BOOL")}, b"\2"), "neither 0 nor 1"),
-    "newer": (lambda: said(version="2"), "is of format '2', this sparsejax reads 1"),
+    "newer": (lambda: said(version="3"), "is of format '3', this sparsejax reads 1 and 2"),
+    "packed that is open": (lambda: said(version="2"), "header is damaged"),
+    "packed, no place": (lambda: unlike(header=""), "header is damaged"),
+    "packed, place beyond": (lambda: unlike(start=10**6), "begins at 1000000 of"),
+    "packed, other bytes": (lambda: unlike(checksum=5), r"not those that were saved \(CRC-32\)"),
+    "packed, too long": (lambda: unlike(size=10**8), "says that it has 100000000"),
+    "packed, too short": (lambda: unlike(size=10), "a part has .* bytes, not 10"),
+    "packed, more behind": (lambda: unlike(end=b"x"), "1 bytes behind its end"),
+    "packed, of another": (
+        lambda: storage_mutants.written_small(b"{}", b""),
+        "packed header is none of version 1",
+    ),
+    "packed twice": (
+        lambda: storage_mutants.written_small(small()[8:], b""),
+        "header|bytes",
+    ),
     "no format": (lambda: said(format="other"), "header is damaged"),
     "no tree": (lambda: said(tree="5"), "leaf 5 of 2"),
     "tree twice": (lambda: said(tree="[0,0]"), "node|each of its 2 leaves once"),
@@ -217,7 +247,7 @@ def test_load_refuses_by_name(tmp_path, kind):
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("make", [whole, said, lambda: repacked(zstandard.compress)])
+@pytest.mark.parametrize("make", [whole, said, lambda: repacked(zstandard.compress), small, unlike])
 def test_whole_file_loads(tmp_path, make):
     """So that what is made of it is refused for what was changed."""
     path = tmp_path / "some.safetensors"
@@ -238,20 +268,22 @@ def test_contents_refuses_what_load_refuses_for_its_header(tmp_path, kind):
             storage.contents(path)
 
 
-def test_no_flipped_bit_goes_unseen(tmp_path):
+@pytest.mark.parametrize("make", [whole, small])
+def test_no_flipped_bit_goes_unseen(tmp_path, make):
     path = tmp_path / "flipped"
-    for place in range(len(whole())):
-        flipped = bytearray(whole())
+    for place in range(len(make())):
+        flipped = bytearray(make())
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
         with pytest.raises(storage.InvalidFileError):
             storage.load(path)
 
 
-def test_no_lost_end_goes_unseen(tmp_path):
+@pytest.mark.parametrize("make", [whole, small])
+def test_no_lost_end_goes_unseen(tmp_path, make):
     path = tmp_path / "cut"
-    path.write_bytes(whole())
-    for length in reversed(range(len(whole()))):
+    path.write_bytes(make())
+    for length in reversed(range(len(make()))):
         os.truncate(path, length)
         with pytest.raises(storage.InvalidFileError):
             storage.load(path)

@@ -2,8 +2,9 @@
 
 `save` stores every leaf in the least of three ways (dense, bitmask, gaps), `load` gives it back bit
 for bit, masks too; `contents` lists a file without reading it. Files are ordinary safetensors
-files: any of its readers lists them, and reads the leaves that are dense. Orbax checkpoints of
-sharded arrays: `sparsejax.storage.orbax`.
+files: any of its readers lists them, and reads the leaves that are dense; where every byte counts,
+`save(..., header="packed")` gives that up. Codes of few bits: `sparsejax.quantization`. Orbax
+checkpoints of sharded arrays: `sparsejax.storage.orbax`.
 """
 
 from sparsejax.storage._errors import InvalidFileError

@@ -15,7 +15,9 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 # the entropy, 1.15 at level 3). The other setting hardly finds any, which is better where symbols
 # are few and their order is random.
 _LEVEL = 1
+_LEVEL_OF_TEXT = 12
 _MOST_WINDOW = 1 << 23
+_SMALL = 1 << 18  # Bytes that are compressed in both ways.
 _REPETITIONS: dict[str, int] = {}
 _SYMBOLS = {"min_match": 7, "hash_log": 6}
 
@@ -32,14 +34,24 @@ def number(value: int) -> bytes:
 
 def compressed(parts: Iterable[Buffer], size: int) -> list[Buffer]:
     """The length of a zstd frame and the frame; each of its parts has blocks of its own in it."""
-    return _compressed(parts, size, _REPETITIONS)
+    if size > _SMALL:
+        return _compressed(parts, size, _REPETITIONS)
+    return _shortest(list(parts), size)
 
 
 def shortest(part: Buffer) -> list[Buffer]:
-    """`compressed` in the better of two ways."""
-    size = memoryview(part).nbytes
-    frames = [_compressed([part], size, setting) for setting in (_REPETITIONS, _SYMBOLS)]
-    return min(frames, key=length)
+    """`compressed` in the better of two ways, whatever the size."""
+    return _shortest([part], memoryview(part).nbytes)
+
+
+def framed(content: bytes, dictionary: zstandard.ZstdCompressionDict) -> list[Buffer]:
+    """The length of a zstd frame and the frame, for what is much like the dictionary."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        _LEVEL_OF_TEXT, source_size=len(content), write_checksum=False, write_dict_id=False
+    )
+    compressor = zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary)
+    frame = compressor.compress(content)
+    return [number(len(frame)), frame]
 
 
 def length(pieces: Iterable[Buffer]) -> int:
@@ -64,18 +76,24 @@ class Cursor:
                 return value
         raise BrokenError("it has a number of more than 63 bits")
 
-    def decompressed(self, size: int) -> bytes:
+    def decompressed(
+        self, size: int, dictionary: zstandard.ZstdCompressionDict | None = None
+    ) -> bytes:
         """The content of the next frame, which must have this size; no more is ever allocated."""
-        return self.stream(size)(size)
+        return self.stream(size, dictionary)(size)
 
-    def stream(self, size: int) -> Callable[[int], bytes]:
+    def stream(
+        self, size: int, dictionary: zstandard.ZstdCompressionDict | None = None
+    ) -> Callable[[int], bytes]:
         """What reads the content of the next frame, which must have this size, piece by piece."""
         frame = self._take(self.number())
         with _as_broken():
             parameters = zstandard.get_frame_parameters(frame)
             if parameters.content_size != size or parameters.dict_id:
                 raise BrokenError(f"a part has {parameters.content_size} bytes, not {size}")
-            decompressor = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW)
+            decompressor = zstandard.ZstdDecompressor(
+                dict_data=dictionary, max_window_size=_MOST_WINDOW
+            )
             reader = decompressor.stream_reader(frame, read_across_frames=False)
 
         def read(count: int) -> bytes:
@@ -107,6 +125,11 @@ def _as_broken() -> Iterator[None]:
         yield
     except zstandard.ZstdError as error:
         raise BrokenError(f"a compressed part cannot be read ({error})") from error
+
+
+def _shortest(parts: list[Buffer], size: int) -> list[Buffer]:
+    frames = [_compressed(parts, size, setting) for setting in (_REPETITIONS, _SYMBOLS)]
+    return min(frames, key=length)
 
 
 def _compressed(parts: Iterable[Buffer], size: int, setting: dict[str, int]) -> list[Buffer]:

@@ -5,6 +5,7 @@ dtype need, and touch its neighbours. (The `safetensors` package writes from ten
 memory at once and over the old file, hence our own few lines; the tests hold the two together.)
 """
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,7 @@ def encode(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], length: i
     return (size - _LENGTH).to_bytes(_LENGTH, "little") + content.ljust(size - _LENGTH)
 
 
-def decode(file: BinaryIO, size: int) -> Header:
+def decode(file: BinaryIO | io.BytesIO, size: int) -> Header:
     """The header of a file of this size.
 
     Raises:

@@ -68,8 +68,6 @@ def header(
 ) -> bytes:
     """Length and JSON of a file's header, of at least `length` bytes."""
     said = {
-        "checksum": f"{0:08x}",
-        "format": _NAME,
         "version": str(VERSION),
         "leaves": "; ".join(str(record) for _, record in sorted(description.records.items())),
         "tree": _json(description.tree),
@@ -78,10 +76,29 @@ def header(
         said["masks"] = "yes"
     if description.metadata:
         said["metadata"] = _json(description.metadata)
-    content = _container.encode(said, tensors, length)
+    return sealed(said, tensors, length)
+
+
+def sealed(
+    said: Mapping[str, str], tensors: Mapping[str, _container.Tensor], length: int = 0
+) -> bytes:
+    """Length and JSON of a header of ours, its checksum in it; of at least `length` bytes."""
+    ours = {"checksum": f"{0:08x}", "format": _NAME, **said}
+    content = _container.encode(ours, tensors, length)
     at = content.index(_BEFORE_CHECKSUM) + len(_BEFORE_CHECKSUM)
     checksum = f"{zlib.crc32(content[at - len(_BEFORE_CHECKSUM) :]):08x}".encode()
     return content[:at] + checksum + content[at + len(checksum) :]
+
+
+def is_ours(header: _container.Header) -> bool:
+    """Whether a header says that it is of this library."""
+    return header.metadata.get("format") == _NAME
+
+
+def is_sealed(header: _container.Header) -> bool:
+    """Whether a header's checksum is that of its bytes."""
+    said = header.metadata.get("checksum")
+    return header.content.startswith(_BEFORE_CHECKSUM) and said == _checksum(header.content)
 
 
 def describe(header: _container.Header) -> Description | None:
@@ -93,18 +110,18 @@ def describe(header: _container.Header) -> Description | None:
     said = header.metadata
     # Any one of them, so that damage does not turn a file into another's.
     ours = (
-        said.get("format") == _NAME,
+        is_ours(header),
         header.content.startswith(_BEFORE_CHECKSUM),
         {"version", "leaves", "tree"} <= set(said),
     )
     if not any(ours):
         return None
-    if not all(ours) or said.get("checksum") != _checksum(header.content):
+    if not all(ours) or not is_sealed(header):
         raise BrokenError("its header is damaged")
     if said.get("version") != str(VERSION):
         raise BrokenError(
-            f"it is of format {said.get('version', '')[:20]!r}, this sparsejax reads {VERSION}: "
-            "upgrade it"
+            f"it is of format {said.get('version', '')[:20]!r}, this sparsejax reads 1 "
+            "and 2: upgrade it"
         )
     lines = said["leaves"].split("; ") if said["leaves"] else []
     if len(lines) != len(header.tensors):

@@ -23,13 +23,17 @@ class Unpacked(NamedTuple):
     code: str
 
 
-def pack(array: np.ndarray, mask: np.ndarray | None) -> tuple[str, list[_bytes.Buffer]] | None:
+def pack(
+    array: np.ndarray, mask: np.ndarray | None, *, without_zeros: bool = False
+) -> tuple[str, list[_bytes.Buffer]] | None:
     """The code and the bytes of a leaf, in pieces; None where it is no larger dense.
 
-    A leaf with a mask is packed whatever its size, for the mask's sake.
+    A leaf with a mask is packed whatever its size, for the mask's sake; one `without_zeros` only if
+    that is said, since everyone can read what is dense.
     """
     found = _nonzero(array) if mask is None else mask
-    if mask is None and (array.ndim == 0 or np.count_nonzero(found) == array.size):
+    whole = not without_zeros and np.count_nonzero(found) == array.size
+    if mask is None and (array.ndim == 0 or whole):
         return None
     code, positions = _positions.encode(found) if found.ndim else _scalar(found)
     values = _values.encode(array, _spread(found, array.shape))

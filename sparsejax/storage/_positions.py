@@ -1,7 +1,8 @@
 """Which entries are kept, in as few bytes as their entropy allows.
 
-A mask is first reduced to one entry for each of its blocks (a channel is one), and read along the
-axis of its N:M groups where it has some. What is left is written in one of two codes, whichever is
+A mask is first reduced to one entry for each of its blocks (a channel is one), and read along one
+of its axes: that of its N:M groups where it has some, of a small mask that which takes the fewest
+bytes, otherwise the last. What is left is written in one of two codes, whichever is
 shorter, and each compressed by zstd, whose Huffman codes come within 2 % of the entropy:
 
 - *bitmask*: 8 entries a byte, as `np.packbits`, which is best from a density of 1/5 up;
@@ -20,6 +21,7 @@ from sparsejax.storage import _bytes
 from sparsejax.storage._errors import BrokenError
 
 CHUNK = 1 << 16  # Entries at a time, so that indices of 8 bytes stay in the cache and the heap.
+_SMALL = 1 << 20  # Units of a mask that is read along every axis, for the shortest.
 _BITMASK = 0
 _MOST_PLANES = 7  # Of 8 bits, in indices of 63.
 
@@ -29,13 +31,8 @@ def encode(mask: np.ndarray) -> tuple[str, list[_bytes.Buffer]]:
     block = _patterns.blocks(mask)
     coarse = _patterns.coarse(mask, block)
     groups = _patterns.n_of_m(coarse) if max(block) == 1 else None
-    axis = -groups[2] if groups else 1
-    flat = np.ascontiguousarray(np.moveaxis(coarse, -axis, -1)).reshape(-1)
-    kept = int(np.count_nonzero(flat))
-    codes = [_gaps(flat, kept)] if 4 * kept < flat.size else []
-    if 64 * kept > flat.size or not codes:
-        codes.append((_BITMASK, _bytes.shortest(np.packbits(flat).data)))
-    code, pieces = min(codes, key=lambda pair: _bytes.length(pair[1]))
+    codes = [_coded(coarse, axis) for axis in ([-groups[2]] if groups else _axes(coarse))]
+    axis, kept, code, pieces = min(codes, key=lambda found: _bytes.length(found[3]))
     head = map(_bytes.number, (*block, axis, kept, code))
     return "gaps" if code else "bitmask", [*head, *pieces]
 
@@ -64,6 +61,26 @@ def indices(flat: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """The indices of what is True, some at a time: where they begin to count, and they."""
     for start in range(0, flat.size, CHUNK):
         yield start, np.flatnonzero(flat[start : start + CHUNK])
+
+
+def _axes(coarse: np.ndarray) -> list[int]:
+    """The axes worth a try, counted from the end, from 1.
+
+    What is alike in a trained mask are mostly the units of one input (the border of images has
+    none): read along the inputs, LeNet-300-100 at 97 % zeros takes 15 % fewer bytes.
+    """
+    several = [axis for axis in range(1, coarse.ndim + 1) if coarse.shape[-axis] > 1]
+    return several if several and coarse.size <= _SMALL else [1]
+
+
+def _coded(coarse: np.ndarray, axis: int) -> tuple[int, int, int, list[_bytes.Buffer]]:
+    """The axis, how many are kept, and the number and bytes of the shorter code."""
+    flat = np.ascontiguousarray(np.moveaxis(coarse, -axis, -1)).reshape(-1)
+    kept = int(np.count_nonzero(flat))
+    codes = [_gaps(flat, kept)] if 4 * kept < flat.size else []
+    if 64 * kept > flat.size or not codes:
+        codes.append((_BITMASK, _bytes.shortest(np.packbits(flat).data)))
+    return (axis, kept, *min(codes, key=lambda pair: _bytes.length(pair[1])))
 
 
 def _gaps(flat: np.ndarray, kept: int) -> tuple[int, list[_bytes.Buffer]]:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from sparsejax import _files
-from sparsejax.storage import _container, _dtypes, _format, _packing
+from sparsejax.storage import _container, _dtypes, _format, _packed_header, _packing
 from sparsejax.storage._errors import BrokenError, InvalidFileError
 
 LIMIT = 2**32
@@ -43,6 +43,7 @@ def opened(path: Any) -> Iterator[Source]:
     with open(known, "rb") as file, named(known):
         size = os.fstat(file.fileno()).st_size
         header = _container.decode(file, size)
+        header = _packed_header.unpack(file, header)
         said = _format.describe(header)
         records = _others(header) if said is None else said.records
         yield Source(file, size, header, said, records)
