@@ -16,7 +16,8 @@ import pytest
 import safetensors.numpy
 import storage_trees
 from flax import nnx
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from same_bits import assert_same_bits
 
