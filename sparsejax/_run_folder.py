@@ -1,4 +1,4 @@
-"""What a run leaves on disk: a manifest of its arguments, and the arrays of each finished part.
+"""What a run leaves on disk: its arguments, and the arrays and numbers of each finished part.
 
 A part is a file of its arrays' bytes after their SHA-256, so that any dtype comes back bit for bit;
 shapes and dtypes are known to whoever asks. Files are written beside and moved into place: a run
@@ -41,7 +41,7 @@ def open_run(folder: Any, arguments: dict[str, Any]) -> Path:
         raise ValueError(f"`folder` must be a folder, got the file {str(path)!r}.")
     manifest = path / _MANIFEST
     if manifest.exists():
-        _check_same(path, _read(manifest), json.loads(json.dumps(arguments)))
+        _check_same(path, _read(manifest, "the folder"), json.loads(json.dumps(arguments)))
         return path
     path.mkdir(parents=True, exist_ok=True)
     others = sorted(p.name for p in path.iterdir() if not _files.is_writing(p))
@@ -80,6 +80,32 @@ def once(
     content = b"".join(x.tobytes() for x in arrays)
     _write(file, hashlib.sha256(content).digest() + content)
     return arrays
+
+
+def once_noted(
+    folder: Path | None, part: str, make: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """Numbers by their names: read where they are noted, else made, and noted at once.
+
+    Args:
+      folder: of the run; `None`: nothing is on disk.
+      part: the name of what they are numbers of.
+      make: makes the numbers; NaN and infinity are some.
+
+    Returns:
+      The numbers, bit for bit.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    if folder is None:
+        return make()
+    file = folder / f"{part}.json"
+    if file.exists():
+        return _read(file, "it")
+    numbers = make()
+    _write(file, json.dumps(numbers).encode())
+    return numbers
 
 
 def fingerprint(name: str, tree: Any) -> list[str]:
@@ -129,13 +155,13 @@ def _difference(there: Any, here: Any) -> str:
     return f"{_leaves.brief(there)} there, {_leaves.brief(here)} here"
 
 
-def _read(manifest: Path) -> dict[str, Any]:
+def _read(file: Path, what: str) -> dict[str, Any]:
     try:
-        content = json.loads(manifest.read_bytes())
+        content = json.loads(file.read_bytes())
     except ValueError as error:
-        raise _damaged(manifest, "the folder") from error
+        raise _damaged(file, what) from error
     if not isinstance(content, dict):
-        raise _damaged(manifest, "the folder")
+        raise _damaged(file, what)
     return content
 
 

@@ -18,9 +18,13 @@ Score: TypeAlias = Callable[[Params, Any], Any]
 
 
 class Form(NamedTuple):
-    """What the params of every fit look like: those to start from, whose numbers are JAX arrays."""
+    """What the params of every fit look like: those to start from, whose numbers are JAX arrays.
+
+    `by` is the function of the user's that gives params, for errors.
+    """
 
     flat: _tree.Flat
+    by: str = "fit"
 
     @property
     def arrays(self) -> list[jax.Array]:
@@ -43,7 +47,7 @@ class Form(NamedTuple):
 
     def taken(self, fitted: Params) -> list[jax.Array]:
         """The arrays of a fit's params; refuses those that are unlike."""
-        found = _tree.align("fit", fitted, "params", self.flat.rebuild(self.flat.leaves))
+        found = _tree.align(self.by, fitted, "params", self.flat.rebuild(self.flat.leaves))
         arrays = []
         for path, leaf, like in zip(self.flat.paths, found, self.flat.leaves, strict=True):
             if not isinstance(like, jax.Array):
@@ -51,24 +55,24 @@ class Form(NamedTuple):
             array = jnp.asarray(leaf) if _leaves.is_number(leaf) else leaf
             if _leaves.describe(array) != _leaves.describe(like):
                 raise ValueError(
-                    f"`fit` must return params like those it begins at, {_leaves.describe(like)} "
-                    f"at {path!r}, got {_leaves.describe(array)}."
+                    f"`{self.by}` must return params like those it begins at, "
+                    f"{_leaves.describe(like)} at {path!r}, got {_leaves.describe(array)}."
                 )
             arrays.append(array)
         return arrays
 
 
-def form_of(params: Params) -> Form:
+def form_of(params: Params, by: str = "fit") -> Form:
     """The form of fits that begin at these params; refuses arrays of what is no number."""
     flat = _tree.flatten(params)
     for path, leaf in zip(flat.paths, flat.leaves, strict=True):
         if _leaves.shape_of(leaf) is not None and not _leaves.is_number(leaf):
             raise TypeError(
                 f"`params` must hold arrays of numbers, got {_leaves.describe(leaf)} at {path!r}; "
-                "split it off, and let `fit` put it back."
+                f"split it off, and let `{by}` put it back."
             )
     leaves = [jnp.asarray(x) if _leaves.is_number(x) else x for x in flat.leaves]
-    return Form(flat._replace(leaves=leaves))
+    return Form(flat._replace(leaves=leaves), by)
 
 
 def fingerprint(form: Form) -> list[str]:
