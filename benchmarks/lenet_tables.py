@@ -18,7 +18,6 @@ import json
 import platform
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +50,7 @@ SIZES = {
         SMALL: (8.3, 5, 2, 1.8, 1.5),
         SNIP: (5, 2),
         INT8: (5,),
-        SHARED: (5, 3, 2),
+        SHARED: (8.3, 5, 3),
     },
     "LeNet5Caffe": {
         GRADUAL: (8.3, 2, 1, 0.9, 0.4),
@@ -59,10 +58,7 @@ SIZES = {
         SMALL: (8.3, 2, 1, 0.9, 0.4),
     },
 }
-QUANTIZED = {
-    INT8: partial(quantization.quantize, bits=8),
-    SHARED: partial(quantization.share, bits=4),
-}
+QUANTIZED = (INT8, SHARED)
 SEEDS = {"LeNet300100": 5, "LeNet5Caffe": 3}
 
 
@@ -182,12 +178,15 @@ class Bench:
 
     def _read_back(self, cell, advance):
         """The params of a quantized network, from the smallest file that has them."""
-        params = self.params(cell._replace(method=GRADUAL), advance)
+        params = jax.tree.map(jnp.asarray, self.params(cell._replace(method=GRADUAL), advance))
+        if cell.method == INT8:
+            coded = quantization.quantize(params, bits=8)
+        else:
+            shared = quantization.share(params, bits=4)
+            dense = self.params(cell._replace(method=DENSE, percent=100), advance)
+            coded = self.task.tuned(shared, cell.seed, self._teacher(cell.seed, dense), advance)
         # Half of the bits are enough for biases.
-        halved = jax.tree.map(
-            lambda w: jnp.asarray(w, jnp.bfloat16 if w.ndim == 1 else None), params
-        )
-        coded = QUANTIZED[cell.method](halved)
+        coded = {k: layer | {"bias": jnp.bfloat16(layer["bias"])} for k, layer in coded.items()}
         path = self._path(cell)
         self._save(path, coded, header="packed")
         read = storage.load(path, like=coded).params

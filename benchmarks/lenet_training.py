@@ -28,6 +28,7 @@ from sparsejax import (
     dynamic,
     masking,
     models,
+    quantization,
     schedules,
     selection,
     shrinking,
@@ -36,6 +37,7 @@ from sparsejax import (
 TEMPERATURE = 2.0
 BATCH = 128
 MOMENTUM = 0.9
+TUNING, TUNING_RATE = 2, 1e-3  # epochs and Adam's rate, of codebooks
 
 
 @dataclass(frozen=True)
@@ -151,15 +153,28 @@ class Task:
         tx = self.optimizer(epochs, 0.1 * self.recipe.rate)
         return self.fit(narrow, tx, epochs, seed, teacher, advance)
 
+    def tuned(
+        self, shared: Any, seed: int, teacher: jax.Array, advance: Callable[[str], None]
+    ) -> Any:
+        """The same codes with codebooks (and biases) trained on."""
+        values, codes = quantization.partition(shared)
+        tx = optax.adam(optax.cosine_decay_schedule(TUNING_RATE, TUNING * self.steps))
+
+        def network(values: Any) -> Any:
+            return quantization.dequantize(quantization.combine(values, codes))
+
+        fitted = self.fit(values, tx, TUNING, seed, teacher, advance, network)
+        return quantization.combine(fitted, codes)
+
     def snip(self, density: float, seed: int) -> tuple[Any, Any]:
         """Params at initialization, and masks by the sensitivity of the loss there."""
         params = self.init(seed)
-        gradient = jax.jit(jax.grad(lambda p, rows: self.loss(p, rows, None)))
+        gradient = jax.jit(jax.grad(self.loss))
         rows = np.random.default_rng(seed).permutation(len(self.x))[: min(80, self.steps) * BATCH]
         grads = criteria.mean_gradients(gradient, params, rows.reshape(-1, BATCH))
         return params, masking.topk(criteria.snip(params, grads), 1 - density)
 
-    def loss(self, params: Any, rows: jax.Array, teacher: jax.Array | None) -> jax.Array:
+    def loss(self, params: Any, rows: jax.Array, teacher: jax.Array | None = None) -> jax.Array:
         """The cross-entropy with the labels; with a teacher's logits the distance from these."""
         logits = self.apply(params, self.x[rows])
         if teacher is not None:
@@ -174,12 +189,29 @@ class Task:
         seed: int,
         teacher: jax.Array | None,
         advance: Callable[[str], None],
+        network: Callable[[Any], Any] = lambda params: params,
     ) -> Any:
-        """Params after so many epochs, each in an order of its own; `teacher`: logits of all."""
+        """Params after so many epochs, each in an order of its own.
+
+        Args:
+          params: what is trained.
+          tx: the optimizer.
+          epochs: how many.
+          seed: of the orders.
+          teacher: the logits of all examples; `None`: the labels teach.
+          advance: is told of each epoch.
+          network: makes the network's params of what is trained.
+
+        Returns:
+          What `params` have become.
+        """
+
+        def loss(params: Any, rows: jax.Array) -> jax.Array:
+            return self.loss(network(params), rows, teacher)
 
         def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
             params, state = carry
-            grads = jax.grad(self.loss)(params, rows, teacher)
+            grads = jax.grad(loss)(params, rows)
             updates, state = tx.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), None
 

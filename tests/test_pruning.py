@@ -819,6 +819,11 @@ ERRORS = {
         TypeError,
         r"one real number a name, got 'low' for 'error'",
     ),
+    "evaluate returns a boolean": (
+        lambda: shot(evaluate=lambda p: {"good": True}),
+        TypeError,
+        r"one real number a name, got bool\[\] for 'good'",
+    ),
     "evaluate returns an array": (
         lambda: shot(evaluate=lambda p: {"errors": W}),
         TypeError,

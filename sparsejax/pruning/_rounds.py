@@ -292,10 +292,9 @@ def _name(name: Any) -> str:
 
 def _number(name: str, value: Any) -> float:
     """NaN passes: a round may diverge."""
-    dtype = _leaves.dtype_of(value)
-    real = dtype is not None and np.dtype(dtype) != bool and np.isrealobj(value)
-    if _leaves.shape_of(value) != () or not real:
-        got = _leaves.brief(value) if dtype is None else _leaves.describe(value)
+    number = _leaves.is_number(value) and _leaves.dtype_of(value) != np.dtype(bool)
+    if _leaves.shape_of(value) != () or not number or not np.isrealobj(value):
+        got = _leaves.brief(value) if _leaves.shape_of(value) is None else _leaves.describe(value)
         raise TypeError(f"`evaluate` must return one real number a name, got {got} for {name!r}.")
     return float(value)
 
