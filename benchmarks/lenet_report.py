@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from lenet_training import LENETS
 from scipy import stats
 
 DOCS = Path(__file__).parent.parent / "docs/results.md"
@@ -32,19 +33,30 @@ CONTROLS = ("random", "small dense", "SNIP")
 
 def write_tables(results):
     """Writes docs/results.md, and prints it."""
-    found = {
-        network: [json.loads(line) for line in path.read_text().splitlines()]
-        for network in TITLES
-        if (path := results / f"{network}.jsonl").exists()
-    }
+    found = {network: lines for network in TITLES if (lines := read(results, network))}
     parts = [INTRODUCTION]
     for network, lines in found.items():
-        parts.append(f"## {TITLES[network]}\n\n{_dense(lines)}\n\n{_comparison(network, lines)}")
+        recipe = LENETS[network]
+        epochs = BUDGETS[network].format(*recipe.epochs, recipe.longer[1])
+        parts += [f"## {TITLES[network]}", f"{_dense(lines)} {epochs}"]
+        parts.append(_comparison(network, lines))
     lines = found.get("LeNet300100", [])
     parts += [_distillation(lines), _files(lines)]
     text = "\n\n".join(part for part in parts if part) + "\n"
     DOCS.write_text(text)
     print(text)
+
+
+def read(results, network):
+    """The lines of a network, one for each cell: the last, where files have been joined."""
+    path, found = results / f"{network}.jsonl", {}
+    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is damaged; delete it: {error}") from error
+        found[tuple(line[name] for name in ("method", "percent", "seed"))] = line
+    return list(found.values())
 
 
 INTRODUCTION = """\
@@ -57,9 +69,16 @@ brackets how many seeds. Percentages of weights count weights, not biases.
 
 *ours* is `dynamic.gradual` by magnitude, from the dense network, on the dense network's outputs at
 a temperature of 2 (`distillation.logits` alone: labels are not looked at). *random* masks and a
-*small dense* network of as many weights learn from the same outputs. *SNIP* is `criteria.snip` at
-initialization on 80 batches, trained on the labels. One recipe for all sizes and seeds of a
-network: `benchmarks/lenet_training.py`."""
+*small dense* network of as many weights (at a tenth of the learning rate, at which its few units do
+not die) learn from the same outputs. *SNIP* is `criteria.snip` at initialization on 80 batches,
+trained on the labels. One recipe for all seeds of a network: `benchmarks/lenet_training.py`."""
+
+BUDGETS = {
+    "LeNet300100": "Epochs: dense {0}, ours {1} more at each size; the others {2} from the start, "
+    "so they have been trained for less long than ours.",
+    "LeNet5Caffe": "Epochs: dense {0}, ours {1} more at each size, from the network of the next "
+    "larger one ({3} where less than 0.5 % are left); the others {2} from the start.",
+}
 
 
 def _dense(lines):
@@ -117,13 +136,9 @@ def _files(lines):
         for percent in sorted({p["percent"] for p in lines if p["method"] == method}, reverse=True):
             found = _of(lines, method, percent)
             float32 = {s["seed"]: s["error"] for s in _of(lines, "gradual", percent)}
-            to_dense, to_float = (
-                np.mean([100 * (line["error"] - other[line["seed"]]) for line in found])
-                for other in (dense, float32)
-            )
+            changes = [_change(found, other) for other in (float32, dense)]
             file = np.mean([line["bytes"] for line in found])
             name = "int8" if method == "int8" else "16 shared values a layer"
-            changes = [f"{change:+.2f}" for change in (to_float, to_dense)]
             sizes = [f"{file:,.0f}", f"{size / file:.0f}x"]
             rows.append([f"{percent:g} %", name, _errors(found), *changes, *sizes])
     if not rows:
@@ -135,6 +150,14 @@ def _files(lines):
         "float32. Biases are bfloat16."
     )
     return f"## Files\n\n{note}\n\n{_markdown(header, rows)}"
+
+
+def _change(lines, others):
+    """The mean difference, in points, to other errors of the same seeds."""
+    gaps = [
+        100 * (line["error"] - others[line["seed"]]) for line in lines if line["seed"] in others
+    ]
+    return f"{np.mean(gaps):+.2f}" if gaps else "–"
 
 
 def _of(lines, method, percent):

@@ -1,9 +1,8 @@
-"""How the networks of `lenet_tables.py` are trained: one recipe a network for all methods.
+"""How the networks of `lenet_tables.py` are trained: a recipe for each of the two.
 
-Dense: SGD with momentum and cosine decay. Everything sparse: the same optimizer, on the dense
-network's softened outputs (`distillation.logits`, nothing else, where a recipe's weight is 1), with
-masks that an optax transformation keeps. Errors are those after the last step, never the best of
-several.
+SGD with momentum and cosine decay. Pruned networks, random masks and small dense networks learn the
+dense network's softened outputs (`distillation.logits`), all others the labels. Errors are those
+after the last step, never the best of several.
 """
 
 import math
@@ -347,7 +346,7 @@ LENETS = {
         model=models.LeNet5Caffe,
         apply=lenet5_caffe,
         rate=0.05,
-        epochs=(6, 4, 3),
+        epochs=(6, 4, 20),
         longer=(0.005, 12),
         chained=True,
         small=_small_cnn,

@@ -143,7 +143,9 @@ def measure(seeds, file):
         name = f"{network} / {method} / seed {seed}"
         if name not in cells:
             cells[name] = emptiest(network, method, seed)
-            file.write_text(json.dumps(cells, indent=1))
+            beside = file.with_suffix(".part")
+            beside.write_text(json.dumps(cells, indent=1))
+            beside.replace(file)
     return cells
 
 

@@ -63,7 +63,7 @@ def main(args):
         dense = fit("dense", sgd(steps["dense"]), params, labels, steps["dense"])
         stages.add("dense", dense)
 
-        # Pruned while it trains; the masks come from the optimizer's state in the end.
+        # Pruned while it trains; what is zero in the end is masked.
         cubic = schedules.cubic(0.0, args.sparsity, 0, steps["pruned"] // 2)
         tx = dynamic.gradual(sgd(steps["pruned"], 0.5), cubic, every=20)
         pruned = fit("pruned", tx, dense, labels, steps["pruned"])
@@ -170,7 +170,10 @@ class Stages:
         return jax.jit(partial(apply, params))
 
     def report(self, bar):
-        bar.console.print(f"Latency of {SERVED} images; sparse products: {sparse_ops.backend()}.")
+        bar.console.print(
+            f"Latency of {SERVED} images, in float32 also where weights are stored in fewer bits; "
+            f"sparse products: {sparse_ops.backend()}."
+        )
         times = reports.latencies(self.served, self.test[:SERVED])
         return reports.Report([row(latency=times[name]) for name, row in self.rows.items()])
 

@@ -5,6 +5,7 @@ shapes and dtypes are known to whoever asks. Files are written beside and moved 
 that is killed leaves whole files only. One run at a time may use a folder.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from sparsejax import _files, _leaves, _tree
 
 _MANIFEST = "manifest.json"
 _DIGEST = hashlib.sha256().digest_size
+# What came later was made from it, perhaps by a function that is mended since.
+_SINCE = "it and all that was written after it, such as later rounds, or the folder"
 
 
 def open_run(folder: Any, arguments: dict[str, Any]) -> Path:
@@ -90,7 +93,7 @@ def once_noted(
     Args:
       folder: of the run; `None`: nothing is on disk.
       part: the name of what they are numbers of.
-      make: makes the numbers; NaN and infinity are some.
+      make: makes the numbers, floats; NaN and infinity are some.
 
     Returns:
       The numbers, bit for bit.
@@ -102,7 +105,10 @@ def once_noted(
         return make()
     file = folder / f"{part}.json"
     if file.exists():
-        return _read(file, "it")
+        numbers = _read(file, _SINCE)
+        if not all(isinstance(number, float) for number in numbers.values()):
+            raise _damaged(file, _SINCE)
+        return numbers
     numbers = make()
     _write(file, json.dumps(numbers).encode())
     return numbers
@@ -131,6 +137,18 @@ def key_fingerprint(key: Any) -> list[Any] | None:
     if key is None:
         return None
     return [str(key.dtype), *np.asarray(jax.random.key_data(key)).ravel().tolist()]
+
+
+def function_name(function: Any) -> str | None:
+    """What can be told of a function: its name, or its class's; `None` for none.
+
+    Without its module, which is `__main__` where its file is run.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    if function is None:
+        return None
+    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def _digest(leaf: Any) -> str:
@@ -171,7 +189,7 @@ def _arrays(file: Path, like: Sequence[Any]) -> list[np.ndarray]:
     sizes = [int(np.prod(x.shape)) * d.itemsize for x, d in zip(like, dtypes, strict=True)]
     content = blob[_DIGEST:]
     if len(content) != sum(sizes) or hashlib.sha256(content).digest() != blob[:_DIGEST]:
-        raise _damaged(file, "it")
+        raise _damaged(file, _SINCE)
     ends = np.cumsum(sizes, dtype=int).tolist()
     return [
         np.ndarray(x.shape, d, bytearray(content[end - size : end]))

@@ -167,9 +167,12 @@ def distilled(
 
     `(1 - weight) · loss(params, batch) + weight · distance(student(params, batch), teacher(batch))`
 
-    No gradient passes to the teacher. Any loss will do, also one that evaluates the network itself;
-    but then, though the compiled program evaluates it once, it is differentiated twice: 1.6 times
-    the cost of a step. `distilled_outputs` does it once.
+    No gradient passes to the teacher. A part whose weight is exactly 0 does not count, not even
+    where it or its gradient is infinite or NaN.
+
+    Any loss will do, also one that evaluates the network itself; but then, though the compiled
+    program evaluates it once, it is differentiated twice: 1.6 times the cost of a step.
+    `distilled_outputs` does it once.
 
     Args:
       loss: `(params, batch) -> scalar`, such as the cross-entropy with the labels.
@@ -216,10 +219,11 @@ def distilled(
     _checks.function("loss", loss, "(params, batch) -> scalar", "the cross-entropy")
     _checks.function("student", student, "(params, batch) -> outputs", "an apply function")
     _check_common(teacher, weight, distance)
+    share: Any = weight
 
     def combined(params: Params, batch: Any) -> jax.Array:
-        own = loss(params, batch)
-        return _mixed(own, student(params, batch), teacher(batch), weight, distance)
+        own = loss(_where_weighted(1 - share, params), batch)
+        return _mixed(own, student(params, batch), teacher(batch), share, distance)
 
     return combined
 
@@ -236,7 +240,8 @@ def distilled_outputs(
     `(1 - weight) · loss(outputs, batch) + weight · distance(outputs, teacher(batch))`
 
     What `distilled` gives, where the loss is one of the outputs: a step costs what it does without
-    a teacher, and the teacher's evaluation.
+    a teacher, and the teacher's evaluation. As there, a part whose weight is exactly 0 does not
+    count.
 
     Args:
       loss: `(outputs, batch) -> scalar`, such as the cross-entropy of logits with the labels.
@@ -267,9 +272,11 @@ def distilled_outputs(
     """
     _checks.function("loss", loss, "(outputs, batch) -> scalar", "the cross-entropy")
     _check_common(teacher, weight, distance)
+    share: Any = weight
 
     def combined(outputs: Outputs, batch: Any) -> jax.Array:
-        return _mixed(loss(outputs, batch), outputs, teacher(batch), weight, distance)
+        own = loss(_where_weighted(1 - share, outputs), batch)
+        return _mixed(own, outputs, teacher(batch), share, distance)
 
     return combined
 
@@ -278,9 +285,26 @@ def _mixed(
     own: Any, student: Outputs, teacher: Outputs, weight: Any, distance: Distance
 ) -> jax.Array:
     _check_scalar("loss", own)
-    between = distance(student, jax.lax.stop_gradient(teacher))
+    between = distance(_where_weighted(weight, student), jax.lax.stop_gradient(teacher))
     _check_scalar("distance", between)
-    return (1 - weight) * own + weight * between
+    return _weighted(1 - weight, own) + _weighted(weight, between)
+
+
+def _weighted(weight: Any, value: Any) -> jax.Array:
+    """The product, in which 0 · ∞ is 0; the derivative by the weight is the value if finite."""
+    return weight * jnp.where((weight == 0) & ~jnp.isfinite(value), 0, value)
+
+
+def _where_weighted(weight: Any, tree: Any) -> Any:
+    """The tree, through which no gradient passes at weight 0: there it may be 0 · ∞."""
+    if not _leaves.is_traced(weight) and weight != 0:
+        return tree
+    return jax.tree.map(
+        lambda x: (
+            jnp.where(weight == 0, jax.lax.stop_gradient(x), x) if _leaves.is_inexact(x) else x
+        ),
+        tree,
+    )
 
 
 def _softened_divergence(student: Any, teacher: Any, temperature: Any) -> jax.Array:

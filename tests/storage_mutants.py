@@ -156,9 +156,11 @@ def read_small(file):
     return Parts(read(text).header, outer.data[:start])
 
 
-def written_small(text, data, repair=True, size=None, start=None, end=b"", checksum=None, **more):
+def written_small(
+    text, data, repair=True, size=None, start=None, end=b"", checksum=None, inside=None, **more
+):
     """A file with this header, packed; it tells the truth but for what is given."""
-    inner = written(text, b"", repair)
+    inner = written(text, b"", repair) if inside is None else inside
     size = len(inner) if size is None else size
     compressor = zstandard.ZstdCompressor(dict_data=_packed_header.DICTIONARY)
     frame = compressor.compress(inner)

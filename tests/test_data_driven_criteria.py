@@ -378,6 +378,12 @@ def test_snip_of_zero_gradients_is_zero():
     assert np.all(scores["w"] == 0) and scores["n"].dtype == bool
 
 
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_snip_is_exact_where_products_are_out_of_range(scale):
+    params, grads = [scale * jnp.array([3.0, -4.0])], [scale * jnp.array([2.0, 0.5])]
+    np.testing.assert_allclose(criteria.snip(params, grads)[0], [0.75, 0.25], rtol=1e-6)
+
+
 def test_snip_shows_nan():
     scores = criteria.snip([jnp.ones(2)], [jnp.array([jnp.nan, 1.0])])
     assert np.isnan(scores[0]).any()
@@ -629,6 +635,19 @@ def test_criteria_of_a_loss_refuse(criterion):
     for args, error, pattern in rows:
         with pytest.raises(error, match=f"(?s){pattern}"):
             criterion(*args)
+
+
+@each_of_loss
+def test_criteria_of_a_loss_say_that_one_batch_is_no_iterable_of_them(criterion):
+    def of_pair(params, batch):
+        x, y = batch
+        return jnp.mean((linear(params, x) - y) ** 2)
+
+    with pytest.raises(ValueError, match="unpack") as caught:
+        criterion(of_pair, PARAMS, (X, X[:, :2]))
+    notes = "".join(caught.value.__notes__)
+    assert "of which float32[4,3] is the first; for one batch pass [batch]" in notes
+    assert np.isfinite(criterion(of_pair, PARAMS, [(X, X[:, :2])])["net"]["w"]).all()
 
 
 ERRORS = {

@@ -292,6 +292,31 @@ def test_distilled_takes_a_traced_weight_and_temperature():
     assert of._cache_size() == 1
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["concrete", "traced"])
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_part_of_weight_zero_does_not_count_even_where_it_is_infinite(weight, wrap):
+    def finite(params, batch):
+        return jnp.sum(params**2)
+
+    def infinite(params, *_):  # 1/0, with the derivative -∞ · 0 = NaN
+        return 1 / jnp.sum(0 * params)
+
+    own, distance = (finite, infinite) if weight == 0 else (infinite, finite)
+
+    @wrap
+    def of(weight):
+        both = distillation.distilled(
+            own, lambda p, batch: p, lambda batch: batch, weight=weight, distance=distance
+        )
+        outputs = distillation.distilled_outputs(
+            own, lambda batch: batch, weight=weight, distance=distance
+        )
+        return [jax.value_and_grad(f)(jnp.ones(2), jnp.ones(2)) for f in (both, outputs)]
+
+    for value, gradient in of(weight):
+        assert value == 2 and (gradient == 2).all()
+
+
 def test_distilled_takes_outputs_that_are_trees():
     def student(params, batch):
         return {"logits": linear(params, batch), "hints": [batch["x"]]}

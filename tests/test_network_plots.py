@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from matplotlib.figure import Figure
 
-from sparsejax import filters, plots
+from sparsejax import filters, plots, quantization
 
 RNG = np.random.default_rng(0)
 
@@ -120,6 +120,23 @@ def test_densities_takes_params_of_any_framework_and_dtype():
     kernel = jnp.eye(4, dtype=jnp.bfloat16)
     axes = plots.densities({"eqx": Module(kernel), "nnx": nnx.state(Network(kernel))})
     assert rows(axes) == ["kernel"] and legend(axes) == ["eqx: 25 %", "nnx: 25 %"]
+
+
+@pytest.mark.parametrize("draw", [plots.densities, plots.histogram])
+def test_quantized_networks_are_drawn_as_what_they_stand_for(draw):
+    shared = quantization.share(network(0.5, 0.2), quantizable=filters.by_path("in.kernel"))
+    coded = quantization.quantize(shared)
+    axes, expected = draw({"a": coded}), draw({"a": quantization.dequantize(coded)})
+    assert rows(axes) == rows(expected)
+    assert legend(axes) == legend(expected)
+
+
+@pytest.mark.parametrize("draw", [plots.first_layer, plots.receptive_fields])
+def test_a_quantized_kernel_is_drawn_as_what_it_stands_for(draw):
+    kernel = network(0.5, 0.2)["in"]["kernel"]
+    axes = draw(quantization.share(kernel), (4, 5))
+    expected = draw(kernel, (4, 5))
+    np.testing.assert_array_equal(image_of(axes), image_of(expected))
 
 
 def test_histogram_counts_what_is_not_zero_in_common_bins():

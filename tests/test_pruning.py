@@ -30,8 +30,10 @@ from sparsejax import (
     granularities,
     masking,
     pruning,
+    reports,
 )
-from sparsejax.pruning import _nesting
+from sparsejax.pruning import _nesting, _rounds
+from sparsejax.reports import _row
 
 pytestmark = pytest.mark.usefixtures("quickly")
 GOLDEN = Path(__file__).parent / "golden" / "iterative.npz"
@@ -573,7 +575,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path):
 def test_a_finished_folder_is_read_without_training_or_evaluation(tmp_path):
     def call(train, evaluate):
         return PROCEDURES["iterative"](
-            train, {"w": normal(4, 5)}, evaluate=evaluate, folder=tmp_path
+            train, {"w": normal(4, 5)}, evaluate=lambda p: evaluate(p), folder=tmp_path
         )
 
     def refuse(*_):
@@ -606,6 +608,16 @@ OTHER_RUNS = {
         r"`granularity` must .*: 'Unstructured\(\)' there, 'Channel\(.*<function sum>\)' here",
     ),
     "prunable": ({"prunable": filters.floating}, r"`prunable` must .*: 1 entries there, 2 here"),
+    "stacked": (
+        {"stacked": filters.by_path("w"), "scope": None},
+        r"`stacked` must .*: 0 entries there, 1 here",
+    ),
+    "allocation": (
+        {"allocation": allocation.erdos_renyi},
+        r"`allocation` must .*: 1 entries there, 3 here",
+    ),
+    "scores": ({"scores": criteria.random(KEY)}, r"`scores` must .*: 'magnitude' there, 'random\."),
+    "evaluate": ({"evaluate": lambda p: {}}, r"`evaluate` must .*: None there, '<lambda>' here"),
     "key": ({"key": KEY}, r"`key` must .*: None there"),
     "params": ({"params": {"b": jnp.ones(2), "w": jnp.ones((4, 5))}}, r"`params` must .* sha256"),
 }
@@ -623,6 +635,63 @@ def test_folder_of_another_run_is_refused(other, pattern, tmp_path):
     lottery_ticket(grow, **here)
     with pytest.raises(ValueError, match=f"(?s){pattern}.* Pass the same"):
         lottery_ticket(grow, **here | other)
+
+
+def test_folder_of_an_allocation_of_other_densities_is_refused(tmp_path):
+    def call(density):
+        override = allocation.override(allocation.uniform, {"v": density})
+        params = {"v": normal(4, 5), "w": normal(4, 5)}
+        PROCEDURES["one_shot"](grow, params, folder=tmp_path, allocation=override)
+
+    call(0.75)
+    call(0.75)
+    with pytest.raises(ValueError, match=r"`allocation` must .*: \[15, 5\] there, \[10, 10\] here"):
+        call(0.5)
+
+
+def test_folder_tells_partials_by_their_functions(tmp_path):
+    def call(scores):
+        PROCEDURES["one_shot"](grow, {"w": normal(4, 5)}, folder=tmp_path, scores=scores)
+
+    call(functools.partial(lambda p, m, k: criteria.magnitude(p), k=1))
+    with pytest.raises(ValueError, match=r"`scores` must .*<lambda>' there, 'magnitude' here"):
+        call(functools.partial(criteria.magnitude))
+
+
+def diverged(number):
+    """Trains to NaN in a round."""
+    return lambda p, r: jax.tree.map(lambda w: w * np.nan, p) if r.number == number else grow(p, r)
+
+
+def test_a_round_that_diverged_is_not_written(tmp_path):
+    call = functools.partial(PROCEDURES["iterative"], params={"w": normal(4, 5)}, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"round 0 trained to NaN at 'w', in 20 of 20"):
+        call(diverged(0))
+    assert call(grow).history[-1].nonzeros == 10
+
+
+def test_the_last_round_may_diverge():
+    def train(params, round_):
+        if round_.number < 2:
+            return grow(params, round_)
+        return {"w": jnp.where(round_.masks["w"], np.nan, 0)}
+
+    found = PROCEDURES["iterative"](
+        train, {"w": normal(4, 5)}, evaluate=lambda p: {"error": jnp.sum(p["w"]) * 0}
+    )
+    assert np.isnan(found.history[-1].metrics["error"])
+
+
+@pytest.mark.parametrize("name", sorted(_row.TAKEN | set(pruning.Record._fields)))
+def test_a_metric_is_refused_or_a_column_of_its_history(name):
+    def call():
+        return shot(lambda p, r: sj.apply_masks(p, r.masks), evaluate=lambda params: {name: 0.25})
+
+    if name in _rounds._RESERVED:
+        with pytest.raises(ValueError, match=f"`evaluate` must name .* got '{name}'"):
+            call()
+    else:
+        assert [row[name] for row in reports.history(call().history).rows] == [0.25, 0.25]
 
 
 def test_folder_of_another_procedure_is_refused(tmp_path):
@@ -644,6 +713,20 @@ def test_a_damaged_round_is_an_error_that_names_the_file(name, tmp_path):
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
     with pytest.raises(ValueError, match=rf"damaged one, .*{name}.*; delete it"):
         run()
+
+
+def test_metrics_that_are_no_numbers_are_damaged(tmp_path):
+    def call():
+        PROCEDURES["one_shot"](
+            grow, {"w": normal(4, 5)}, folder=tmp_path, evaluate=lambda p: {"x": 1}
+        )
+
+    call()
+    (tmp_path / "round-0001.json").write_text('{"x": "low"}')
+    with pytest.raises(
+        ValueError, match=r"damaged one, .*0001\.json.*; delete it and all .* after"
+    ):
+        call()
 
 
 # Errors.
@@ -829,12 +912,37 @@ ERRORS = {
         TypeError,
         r"got float32\[4,5\] for 'errors'",
     ),
+    "evaluate returns a percentage": (
+        lambda: shot(evaluate=lambda p: {"accuracy": 98.2}),
+        ValueError,
+        r"`evaluate` must return a fraction in \[0, 1\].* for 'accuracy', got 98\.2",
+    ),
+    "params are traced": (
+        lambda: jax.jit(lambda w: shot(params={"w": w}))(W),
+        TypeError,
+        r"`params` must hold .* known, got float32\[4,5\] at 'w' .* outside of jit",
+    ),
+    "params are known inside of jit": (
+        lambda: jax.jit(lambda: shot(params={"w": W}))(),
+        TypeError,
+        r"`params` must hold .* at 'w' while JAX traces",
+    ),
+    "key is traced": (
+        lambda: jax.vmap(lambda key: shot(key=key))(jax.random.split(KEY)),
+        TypeError,
+        r"`key` must be known",
+    ),
     "key is a seed": (lambda: shot(key=0), TypeError, r"`key` must be a PRNG key"),
     "progress is a number": (lambda: shot(progress=1), TypeError, r"`progress` must be True"),
     "geometric of nothing": (
         lambda: pruning.geometric(0.0, 3),
         ValueError,
         r"`sparsity` must be >",
+    ),
+    "geometric of hardly anything": (
+        lambda: pruning.geometric(1e-17, 3),
+        ValueError,
+        r"`sparsity` must be far enough .* got 1e-17 in 3 rounds",
     ),
     "geometric without rounds": (
         lambda: pruning.geometric(0.5, 0),

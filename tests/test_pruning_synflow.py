@@ -152,6 +152,11 @@ ERRORS = {
         ValueError,
         r"`params` must let something through",
     ),
+    "sparsity leaves fewer weights than layers": (
+        lambda: pruning.synflow(mlp, layers(*WIDTHS), X, 1 - 2 / 512, rounds=30),
+        ValueError,
+        r"`sparsity` must leave a path .* through the 2 of 512 entries .* after round 29 of 30",
+    ),
     "params hold a key": (
         lambda: pruning.synflow(
             mlp, {**layers(2, 3), "z": jax.random.key(0)}, jnp.zeros((1, 2)), 0.5

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import qwix
+from flax import nnx
 from quickly import as_shipped
 from same_bits import assert_same_bits
 
@@ -104,6 +105,38 @@ def test_other_leaves_pass_as_they_are():
     assert quantization.dequantize(found)["b"] is PARAMS["b"]
 
 
+@pytest.mark.parametrize("code", [quantization.quantize, quantization.share])
+@pytest.mark.parametrize(
+    "again", [quantization.quantize, quantization.fake_quantize, quantization.share]
+)
+def test_coded_leaves_pass_as_they_are(code, again):
+    coded = code({"w": nnx.Param(jnp.asarray(W))})
+    both = {"net": coded, "w": W}
+    found = again(both)
+    assert_same_bits(found["net"], coded)
+    assert_same_bits(found["w"], again({"w": W})["w"])
+    assert_same_bits(again(coded), coded)
+
+
+def test_biases_are_quantized_beside_shared_weights():
+    shared = quantization.share(PARAMS)
+    found = quantization.quantize(shared, axes=(), quantizable=filters.by_path("b"))
+    assert found["w"] is shared["w"]
+    assert found["b"].qvalue.dtype == jnp.int8
+
+
+def test_masks_of_the_params_fit_beside_coded_leaves():
+    params, masks = {"v": W, "w": W}, {"v": np.array(True), "w": KEPT}
+    one = quantization.share(params, quantizable=filters.by_path("v"))
+    assert_same_bits(quantization.share(one, masks)["w"], quantization.share(params, masks)["w"])
+
+
+def test_what_is_pruned_may_be_nan():
+    masks = {"w": KEPT}
+    found = quantization.share({"w": np.where(KEPT, W, np.nan)}, masks)
+    assert_same_bits(found, quantization.share({"w": W}, masks))
+
+
 def test_bits_and_leaves_by_functions():
     params = {"bias": W[0], "first": W, "second": W}
     found = quantization.quantize(
@@ -127,6 +160,15 @@ def test_half_precision_is_rounded_in_float32(dtype):
     values = quantization.dequantize(found)["w"]
     assert values.dtype == dtype
     assert np.abs(np.float32(values) - np.float32(w)).max() < 0.8 * float(found["w"].scale[0, 0])
+
+
+@pytest.mark.parametrize(("bits", "most"), [(4, 0.54), (8, 0.94)])
+def test_bfloat16_moves_by_more_than_half_a_scale(bits, most):
+    largest = 1 + np.arange(128) / 128  # all that bfloat16 has from 1 to 2
+    w = jnp.asarray(np.linspace(0, 1, 601)[:, None] * largest, jnp.bfloat16)
+    found = quantization.quantize({"w": w}, bits=bits)["w"]
+    moved = np.abs(np.float32(quantization.dequantize(found)) - np.float32(w))
+    assert most - 0.02 < (moved / np.float32(found.scale)).max() < most
 
 
 def test_a_leaf_of_zeros_an_empty_one_and_one_without_axes():
@@ -305,6 +347,21 @@ BAD = {
         lambda: quantization.measure({"v": W}, quantization.share({"w": W})),
         ValueError,
         r"`quantized` must have the structure of `params`",
+    ),
+    "measure of a tree with another leaf": (
+        lambda: quantization.measure({"w": W}, {**quantization.share({"w": W}), "b": W[0]}),
+        ValueError,
+        r"`quantized` must have the structure of `params`.*'b'",
+    ),
+    "measure of a tree without a leaf": (
+        lambda: quantization.measure({"b": W[0], "w": W}, quantization.share({"w": W})),
+        ValueError,
+        r"`quantized` must have the structure of `params`.*'b'",
+    ),
+    "NaN that is kept": (
+        lambda: quantization.share({"w": np.where(KEPT, np.nan, W)}, {"w": KEPT}),
+        ValueError,
+        rf"`params` must be finite .*: {KEPT.sum()} of 384 .*'w'",
     ),
     "measure of another shape": (
         lambda: quantization.measure({"w": W.T}, quantization.share({"w": W})),

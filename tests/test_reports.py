@@ -177,6 +177,12 @@ def test_rows_of_one_name_are_pooled():
     assert second == rows[1]
 
 
+def test_pooling_averages_no_seeds():
+    rows = [reports.Row("a", error=e, more={"seed": i}) for i, e in enumerate((0.25, 0.75))]
+    pooled = reports.Report(rows).select("error", "seed").pooled()
+    assert pooled == reports.Report([reports.Row("a", error=(0.25, 0.75))], ["error"])
+
+
 # What people see.
 
 

@@ -99,7 +99,9 @@ def test_accuracy_labels_fractions_as_percentages(axes):
 
 
 def test_accuracy_leaves_a_gap_where_a_value_is_not_finite():
-    axes = plots.accuracy({"ours": {0.5: 0.98, 0.9: [0.97, np.nan], 0.95: np.inf, 0.99: 0.96}})
+    axes = plots.accuracy(
+        {"ours": {0.5: 0.98, 0.9: [0.97, np.nan], 0.95: [np.inf, 0.97], 0.99: 0.96}}
+    )
     np.testing.assert_array_equal(np.isnan(line(axes, "ours").get_ydata()), [0, 1, 1, 0])
     assert label_of(axes.yaxis, 0.5) == "50 %" and saved(axes)
 

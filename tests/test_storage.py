@@ -425,6 +425,17 @@ def test_packed_headers_of_no_leaves_and_of_many(tmp_path, tree):
     assert (tmp_path / "file").stat().st_size < 600 + 40 * len(tree)
 
 
+@pytest.mark.parametrize("log", ["0.0, " * 40_000, "a" * 70_000, "é" * 300_000])
+def test_packed_headers_of_metadata_that_repeat_themselves(tmp_path, log):
+    """No more than `load` allows of so few bytes, and yet much less than an open one."""
+    tree = {"w": np.ones((3, 4), np.float32)}
+    storage.save(tmp_path / "file", tree, metadata={"log": log}, header="packed")
+    found = storage.load(tmp_path / "file")
+    assert_same_bits(found.params, tree)
+    assert found.metadata == {"log": log}
+    assert (tmp_path / "file").stat().st_size < 1000 + len(log.encode()) / 10
+
+
 def test_small_masks_are_read_along_the_axis_that_takes_the_fewest_bytes(tmp_path):
     rows = np.random.default_rng(0).random(400)[:, None] ** 8  # some inputs matter, most do not
     mask = np.random.default_rng(1).random((400, 60)) < rows / 2

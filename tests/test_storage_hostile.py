@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,26 @@ def unlike(**lies):
     """The small checkpoint with a header that says these of itself."""
     parts = storage_mutants.read_small(small())
     return storage_mutants.written_small(storage_mutants.encoded(parts.header), parts.data, **lies)
+
+
+def with_junk(junk):
+    """The small checkpoint with this behind the header inside, as bytes of one more leaf."""
+    parts = storage_mutants.read_small(small())
+    end = len(parts.data) + len(junk)
+    parts.header["x"] = tensor([len(junk)], len(parts.data), end, "U8")
+    metadata = parts.header["__metadata__"]
+    metadata["leaves"] += f"; uint8[{len(junk)}] dense {zlib.crc32(junk):08x}"
+    metadata["tree"] = '{"b":0,"w":1,"x":2}'
+    inside = storage_mutants.written(storage_mutants.encoded(parts.header), junk)
+    return storage_mutants.written_small(b"", parts.data, inside=inside)
+
+
+def longer_inside():
+    """The small checkpoint whose header inside says that it is 8 bytes longer than it is."""
+    parts = storage_mutants.read_small(small())
+    text = storage_mutants.encoded(parts.header)
+    inside = (len(text) + 8).to_bytes(8, "little") + storage_mutants.written(text, b"")[8:]
+    return storage_mutants.written_small(b"", parts.data, inside=inside)
 
 
 def ordinary(header, data=b""):
@@ -194,6 +215,15 @@ FILES = {
     "packed, place beyond": (lambda: unlike(start=10**6), "begins at 1000000 of"),
     "packed, other bytes": (lambda: unlike(checksum=5), r"not those that were saved \(CRC-32\)"),
     "packed, too long": (lambda: unlike(size=10**8), "says that it has 100000000"),
+    "packed, more than any header": (
+        lambda: unlike(size=200_000_000, end=bytes(4 << 20)),
+        "says that it has 200000000",
+    ),
+    "packed, junk as bytes of a leaf": (
+        lambda: with_junk(bytes(800)),
+        r"packed header ends at \d+ of its \d+ bytes",
+    ),
+    "packed, longer than its frame": (longer_inside, "shorter than its header says"),
     "packed, too short": (lambda: unlike(size=10), "a part has .* bytes, not 10"),
     "packed, more behind": (lambda: unlike(end=b"x"), "1 bytes behind its end"),
     "packed, of another": (
@@ -266,6 +296,21 @@ def test_contents_refuses_what_load_refuses_for_its_header(tmp_path, kind):
     else:
         with pytest.raises(storage.InvalidFileError, match=message):
             storage.contents(path)
+
+
+def test_packed_header_beyond_all_bounds_is_not_read(tmp_path):
+    path, size = tmp_path / "some.safetensors", 200_000_000
+    metadata = {"checksum": "0" * 8, "format": "sparsejax", "version": "2", "header": "0 00000000"}
+    header = {"__metadata__": metadata, "packed": tensor([size], 0, size, "U8")}
+    path.write_bytes(ordinary(header))
+    os.truncate(path, path.stat().st_size + size)  # a hole, which takes no room on the disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(storage.InvalidFileError, match="200000000 bytes, which is too many"):
+            storage.contents(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("make", [whole, small])

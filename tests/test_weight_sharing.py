@@ -94,6 +94,39 @@ def test_fewer_values_than_centers_are_all_kept():
     np.testing.assert_array_equal(_clustering.kmeans(np.full(5, 3.0), 4)[0], [3.0])
 
 
+def test_fewer_values_than_centers_take_no_step(monkeypatch):
+    monkeypatch.setattr(_clustering, "_converged", None)
+    found = _clustering.kmeans(np.array([0.1, -0.4, -0.2]), 8)  # whose sums are rounded
+    np.testing.assert_array_equal(found[0], [-0.4, -0.2, 0.1])
+    np.testing.assert_array_equal(found[1], [2, 0, 1])
+
+
+@pytest.mark.parametrize("seed", [0, 53, 100])
+def test_no_center_is_left_without_values_and_scikit_learn_is_no_better(seed):
+    values = np.random.default_rng(seed).normal(size=10)
+    start = np.linspace(values.min(), values.max(), 8)[:, None]
+    theirs = KMeans(8, init=start, n_init=1, tol=0, max_iter=10_000).fit(values[:, None])
+    centers, labels = _clustering.kmeans(values, 8)
+    assert np.unique(labels).size == centers.size == 8
+    assert sum_of_squares(values, centers, labels) <= theirs.inertia_ * (1 + 1e-9)
+
+
+def test_neighbours_among_floats_do_not_go_to_and_fro_for_ever(monkeypatch):
+    means, steps = _clustering._means, []
+    monkeypatch.setattr(
+        _clustering, "_means", lambda *args: steps.append(means(*args)) or steps[-1]
+    )
+    values = 1 + np.random.default_rng(69).integers(0, 30, 20) * 2.0**-52
+    centers, labels = _clustering.kmeans(values, 5)
+    assert len(steps) < 20
+    assert np.abs(values - centers[labels]).max() < 8 * 2.0**-52
+
+
+def test_it_does_not_end_where_an_empty_center_has_just_moved():
+    centers, _ = _clustering.kmeans(np.array([-0.3, -0.1, 1.9, 2.1, 2.4]), 4)
+    np.testing.assert_allclose(centers, [-0.2, 1.9, 2.1, 2.4])
+
+
 # Trees
 
 

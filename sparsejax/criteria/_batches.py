@@ -1,5 +1,6 @@
 """Batches and examples: checks, and means over them."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,21 @@ def check_batches_twice(batches: Any) -> None:
         )
 
 
+@contextlib.contextmanager
+def looking_at(batch: Any, number: int) -> Iterator[None]:
+    """Adds to an error in the first batch that it may be no whole one, but the x of an (x, y)."""
+    try:
+        yield
+    except Exception as error:
+        # A tuple or dict of arrays is a whole batch.
+        if number == 0 and _leaves.shape_of(batch) is not None:
+            error.add_note(
+                f"`batches` must be an iterable of batches, of which {_leaves.describe(batch)} is "
+                "the first; for one batch pass [batch]."
+            )
+        raise
+
+
 def none_given() -> ValueError:
     """The error where there is no batch."""
     return ValueError("`batches` must hold at least one batch, got none.")
@@ -37,7 +53,8 @@ def mean_over(batches: Iterable[Any], step: Callable[[Any], list[jax.Array]]) ->
     """The mean of what `step` makes of every batch, array by array."""
     total, count = None, 0
     for batch in batches:
-        values = step(batch)
+        with looking_at(batch, count):
+            values = step(batch)
         total = values if total is None else [t + v for t, v in zip(total, values, strict=True)]
         count += 1
     if total is None:

@@ -1,5 +1,6 @@
 """Criteria and diagonals by the Hessian of the mean loss over batches."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -142,7 +143,7 @@ def hutchinson(
 
     The estimate of H_ii has the variance Σ_j H_ij² / n, the sum over all j but i, with n signs: a
     diagonal H is found exactly with a single one. Every batch has signs of its own, so that n is
-    `samples` times the number of batches.
+    `samples` times the number of batches, and H_ij² the mean of the squares of the batches.
 
     Cost: `samples` `hessian_vector_product`s a batch, one after the other, compiled in every call.
 
@@ -190,16 +191,16 @@ def hutchinson(
         found = _hessian.product(_free.scalar_loss(loss, free, batch), theta, signs)
         return [t + v.astype(h.dtype) * h for t, v, h in zip(total, signs, found, strict=True)]
 
-    def of_batch(pair: tuple[int, Any]) -> list[jax.Array]:
-        number, batch = pair
-        keys = jax.random.split(jax.random.fold_in(key, number), count)
+    numbers = itertools.count()
+
+    def of_batch(batch: Any) -> list[jax.Array]:
+        keys = jax.random.split(jax.random.fold_in(key, next(numbers)), count)
         zeros = [jnp.zeros(t.shape, _leaves.wide_dtype(t.dtype)) for t in free.theta]
         known = not _leaves.is_traced(*free.theta, keys, *jax.tree.leaves(batch))
         total = _fold(lambda t, k: add(t, free.theta, k, batch), zeros, keys, known=known)
         return [t / count for t in total]
 
-    numbered = ((i, batch) for i, batch in enumerate(batches))
-    return free.scores(mean_over(numbered, of_batch))
+    return free.scores(mean_over(batches, of_batch))
 
 
 def _own_diagonal(

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from sparsejax import _leaves
 from sparsejax._typing import Params, Scores
 from sparsejax.criteria import _free
-from sparsejax.criteria._batches import check_batches, check_chunk_size, check_examples, none_given
+from sparsejax.criteria._batches import (
+    check_batches,
+    check_chunk_size,
+    check_examples,
+    looking_at,
+    none_given,
+)
 
 
 def fisher(
@@ -72,9 +78,10 @@ def fisher(
     total = [jnp.zeros(t.shape, _leaves.wide_dtype(t.dtype)) for t in free.theta]
     count = 0
     for batch in batches:
-        examples = check_examples("batches", batch)
-        arrays = jax.tree.map(jnp.asarray, batch)
-        total = _add_batch(add, total, free.theta, arrays, examples, chunk_size)
+        with looking_at(batch, count):
+            examples = check_examples("batches", batch)
+            arrays = jax.tree.map(jnp.asarray, batch)
+            total = _add_batch(add, total, free.theta, arrays, examples, chunk_size)
         count += examples
     if count == 0:
         raise none_given()

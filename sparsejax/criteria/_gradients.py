@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sparsejax import _checks, _leaves, _tree
 from sparsejax._typing import Params, Scalar, Scores
 from sparsejax.criteria import _free
-from sparsejax.criteria._batches import check_batches, mean_over, none_given
+from sparsejax.criteria._batches import check_batches, looking_at, mean_over, none_given
 
 
 def mean_gradients(
@@ -49,7 +49,8 @@ def mean_gradients(
     check_batches(batches)
     total, count = None, 0
     for batch in batches:
-        grads = grad_fn(params, batch)
+        with looking_at(batch, count):
+            grads = grad_fn(params, batch)
         total = grads if total is None else _sum_of_gradients(grads, total)
         count += 1
     if count == 0:

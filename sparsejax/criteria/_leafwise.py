@@ -104,7 +104,8 @@ def snip(params: Params, grads: Params) -> Scores:
         `params`, `None` where a leaf has none.
 
     Returns:
-      Scores like `params`, >= 0, with a sum of 1; all 0 if every θ·g is.
+      Scores like `params`, >= 0, with a sum of 1; all 0 if every θ·g is. No θ·g overflows;
+      a θ or g that is not finite gives NaN.
 
     Raises:
       ValueError: if structure or shapes do not match, with the leaf's path.
@@ -122,10 +123,31 @@ def snip(params: Params, grads: Params) -> Scores:
       pruned, which changes the scores by a factor only. The paper draws the weights with a variance
       that keeps that of the signal (Glorot), and so does its result depend on it.
     """
-    scores = taylor(params, grads)
+    scores = _scaled_taylor(params, grads)
     total = sum(jnp.sum(s) for s in jax.tree.leaves(scores) if _leaves.is_floating(s))
     divisor = jnp.where(total == 0, 1, total)
     return score(lambda s: s / divisor.astype(s.dtype), scores)
+
+
+def _scaled_taylor(params: Params, grads: Params) -> Scores:
+    """`taylor` over a power of two for which neither a product nor their sum overflows."""
+    lowest = jnp.iinfo(jnp.int16).min
+
+    def parts(w: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        (m, a), (n, b) = jnp.frexp(jnp.abs(w)), jnp.frexp(jnp.abs(g))
+        return m * n, jnp.where(m * n == 0, lowest, a + b)
+
+    tops = score(lambda w, g: jnp.max(parts(w, g)[1], initial=lowest), params, grads)
+    top: Any = lowest
+    for largest in jax.tree.leaves(tops):
+        if largest.dtype != bool:
+            top = jnp.maximum(top, largest)
+
+    def scaled(w: jax.Array, g: jax.Array) -> jax.Array:
+        product, exponent = parts(w, g)
+        return jnp.ldexp(product, exponent - top)
+
+    return score(scaled, params, grads)
 
 
 def obd(params: Params, diagonal: Params) -> Scores:

@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sparsejax import _leaves, _tree
-from sparsejax.paths._fits import Fit, Form
+from sparsejax._form import Form
+from sparsejax.paths._fits import Fit
 
 
 def fit_all(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import _checks, _leaves, _progress, _run_folder, filters
+from sparsejax import _checks, _form, _leaves, _progress, _run_folder, filters
 from sparsejax._typing import Filter, Params, Scalar
 from sparsejax.paths import _fits, _folds, _strengths
 from sparsejax.paths._fits import Fit, Score
@@ -117,8 +117,8 @@ def cross_validate(
         seen, unseen = _folds.examples_at(data, train), _folds.examples_at(data, test)
 
         def fitted(j: int = j, seen: Any = seen, unseen: Any = unseen) -> Any:
-            fold_key = _fits.folded(key, j)
-            start = params(seen, _fits.folded(fold_key, len(grid))) if made else params
+            fold_key = _form.folded(key, j)
+            start = params(seen, _form.folded(fold_key, len(grid))) if made else params
             found = path(
                 fit,
                 grid,
@@ -148,7 +148,7 @@ def _opened(
         "strengths": grid.tolist(),
         "folds": _run_folder.fingerprint("folds", splits),
         "key": _run_folder.key_fingerprint(key),
-        "params": "made by a function" if made else _fits.fingerprint(_fits.form_of(params)),
+        "params": "made by a function" if made else _form.fingerprint(_form.form_of(params)),
         "data": _run_folder.fingerprint("data", data),
     }
     return _run_folder.open_run(folder, arguments)

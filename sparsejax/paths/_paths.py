@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import _checks, _progress, _run_folder, filters
+from sparsejax import _checks, _form, _progress, _run_folder, filters
+from sparsejax._form import Form
 from sparsejax._typing import Filter, Params, Scalar
 from sparsejax.paths import _batches, _fits, _strengths
-from sparsejax.paths._fits import Fit, Form, Score
+from sparsejax.paths._fits import Fit, Score
 from sparsejax.paths._results import Path
 
 
@@ -92,7 +93,7 @@ def strength_path(
 
             def fitted(strength: float = strength, i: int = i, warm: Any = warm) -> Any:
                 return _host(
-                    form.taken(fit(strength, form.placed(warm), data, _fits.folded(key, i)))
+                    form.taken(fit(strength, form.placed(warm), data, _form.folded(key, i)))
                 )
 
             fits.append(_run_folder.once(run, f"fit-{i:04}", form.arrays, fitted))
@@ -191,7 +192,7 @@ def _checked(
     if key is not None:
         _checks.key("key", key)
     filters.selected(prunable, params)  # or every sparsity would be that of nothing
-    return grid, _fits.form_of(params)
+    return grid, _form.form_of(params)
 
 
 def _opened(
@@ -210,7 +211,7 @@ def _opened(
         "strengths": grid.tolist(),
         **how,
         "key": _run_folder.key_fingerprint(key),
-        "params": _fits.fingerprint(form),
+        "params": _form.fingerprint(form),
         "data": _run_folder.fingerprint("data", data),
     }
     return _run_folder.open_run(folder, arguments)

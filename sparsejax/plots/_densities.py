@@ -27,8 +27,8 @@ def densities(
     is all zeros has a cross instead of a bar: the network is cut there.
 
     Args:
-      networks: names to params with zeros, such as `{"SNIP": sj.apply_masks(params, masks)}`; a
-        leaf need not be in all of them.
+      networks: names to params with zeros, such as `{"SNIP": sj.apply_masks(params, masks)}`, or to
+        trees of `quantization`; a leaf need not be in all of them.
       prunable: which leaves are drawn; by default weights.
       axes: where to draw, of matplotlib; by default in a new figure, as tall as it needs.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsejax import _leaves
+from sparsejax import _leaves, quantization
 from sparsejax.plots import _drawing, _networks
 
 _NOTHING = "0.91"
@@ -20,7 +20,7 @@ def first_layer(kernel: Any, shape: Sequence[int], *, axes: Any = None) -> Any:
     network does not read, are gray.
 
     Args:
-      kernel: weights (inputs, units), not zero = kept, or their boolean mask.
+      kernel: weights (inputs, units), also quantized ones, not zero = kept, or their boolean mask.
       shape: of the image that is flattened into the inputs: (height, width) or (height, width,
         channels); the weights of all channels of a pixel are counted together.
       axes: where to draw, of matplotlib; by default in a new figure.
@@ -69,8 +69,8 @@ def receptive_fields(
     mask, whether any is kept).
 
     Args:
-      kernel: weights or their boolean mask, of a dense layer (inputs, units) or of a convolution
-        (height, width, channels, units).
+      kernel: weights, also quantized ones, or their boolean mask, of a dense layer (inputs, units)
+        or of a convolution (height, width, channels, units).
       shape: of the image that is flattened into the inputs of a dense layer: (height, width) or
         (height, width, channels). A convolution has its own.
       units: which are drawn, in this order; by default the 100 with most weights, from the top left
@@ -151,6 +151,7 @@ def _image_axes(axes: Any, size: tuple[float, float]) -> Any:
 
 
 def _checked_kernel(kernel: Any, ranks: tuple[int, ...]) -> np.ndarray:
+    kernel = quantization.dequantize(kernel)
     real = _leaves.is_number(kernel) and not np.iscomplexobj(kernel)
     if not real or _leaves.is_traced(kernel):
         got = (

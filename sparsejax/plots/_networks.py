@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsejax import _checks, _leaves, _tree, filters
+from sparsejax import _checks, _leaves, _tree, filters, quantization
 from sparsejax._typing import Filter, Params
 
 
@@ -23,6 +23,7 @@ def leaves(networks: Any, prunable: Filter) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _selected(params: Params, prunable: Filter) -> dict[str, np.ndarray]:
+    params = quantization.dequantize(params)
     flat = _tree.flatten(params)
     chosen = filters.selected(prunable, params)
     rows = zip(_tree.distinct(flat.paths), flat.leaves, chosen, strict=True)

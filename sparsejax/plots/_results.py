@@ -168,10 +168,17 @@ def _lines(results: Results) -> list[_Line]:
                 method,
                 np.array(sparsities, float),
                 np.array([np.mean(values) for values in seeds]),
-                np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in seeds]),
+                np.array([_deviation(values) for values in seeds]),
             )
         )
     return lines
+
+
+def _deviation(values: np.ndarray) -> float:
+    """Of several seeds; NaN, which is a gap, where one of them is not finite."""
+    if not np.all(np.isfinite(values)):
+        return np.nan
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def _is_dense(line: _Line) -> bool:

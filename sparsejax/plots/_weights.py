@@ -23,7 +23,8 @@ def histogram(
     symmetric around 0.
 
     Args:
-      networks: names to params, such as `{"dense": params, "pruned": pruned}`.
+      networks: names to params, such as `{"dense": params, "pruned": pruned}`, or to trees of
+        `quantization`.
       prunable: which leaves are counted; by default weights.
       axes: where to draw, of matplotlib; by default in a new figure.
 

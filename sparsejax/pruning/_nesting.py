@@ -31,8 +31,29 @@ class Choice:
 
     def paths(self, params: Params) -> list[str]:
         """Where the prunable leaves are."""
-        chosen = filters.selected(self.prunable, params)
-        return [p for p, yes in zip(_tree.flatten(params).paths, chosen, strict=True) if yes]
+        return list(self._prunable(params))
+
+    def stacks(self, params: Params) -> list[str]:
+        """Which of these hold several layers."""
+        if self.stacked is None:
+            return []
+        rows = self._prunable(params).items()
+        return [p for p, x in rows if filters.answer(self.stacked, p, x, name="stacked")]
+
+    def shares(self, params: Params, sparsities: Sequence[float | None]) -> list[list[int]]:
+        """What the allocation keeps of each layer, total by total; nothing without one."""
+        allocation = self.allocation
+        if allocation is None:
+            return []
+        found: dict[int, list[int]] = {}
+
+        def noted(layers: Sequence[Layer], keep: int) -> list[int]:
+            counts = allocate(allocation, layers, keep)
+            found[keep] = [int(count) for count in counts]
+            return counts
+
+        dataclasses.replace(self, allocation=noted).everything(params, sparsities)
+        return list(found.values())
 
     def everything(self, params: Params, sparsities: Sequence[float | None]) -> Masks:
         """Masks that keep all, of the shapes that all later ones have.
@@ -40,7 +61,10 @@ class Choice:
         Every argument is checked on the way, before hours of training.
         """
         blank = jax.tree.map(lambda x: jnp.zeros_like(x) if _leaves.is_floating(x) else x, params)
-        masks = self._topk(blank, None if isinstance(self.granularity, NM) else 0.0, ())
+        # Without the allocation: one with densities of its own (`override`) cannot keep all.
+        masks = dataclasses.replace(self, allocation=None)._topk(
+            blank, None if isinstance(self.granularity, NM) else 0.0, ()
+        )
         if self.allocation is not None:
             for i, sparsity in enumerate(sparsities):
                 self._topk(blank, sparsity, sparsities[:i])
@@ -59,6 +83,11 @@ class Choice:
         rows = zip(flat.leaves, _tree.align("masks", masks, "scores", scores), chosen, strict=True)
         marked = [_marked(score, mask) if yes else score for score, mask, yes in rows]
         return self._topk(flat.rebuild(marked), sparsity, earlier)
+
+    def _prunable(self, params: Params) -> dict[str, Any]:
+        flat, chosen = _tree.flatten(params), filters.selected(self.prunable, params)
+        rows = zip(flat.paths, flat.leaves, chosen, strict=True)
+        return {path: leaf for path, leaf, yes in rows if yes}
 
     def _topk(
         self, scores: Scores, sparsity: float | None, earlier: Sequence[float | None]

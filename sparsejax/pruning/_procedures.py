@@ -158,12 +158,15 @@ def iterative(
       granularity: what is kept or pruned as one; not `NM`, whose sparsity is fixed.
       stacked: which leaves hold several layers along their first axis.
       prunable: which leaves are pruned.
-      evaluate: `params -> {name: number}`, called after each round, for the history.
+      evaluate: `params -> {name: number}`, called after each round, for the history. "accuracy"
+        and "error" are fractions; names that its records or their table have (size, density) are
+        refused.
       key: round i gets `fold_in(key, i)`; `None`: rounds get `None`.
       folder: a folder in which each finished round is written at once; called again after a kill
         with the same arguments, the run goes on from there, bit for bit if `train` and `scores` are
-        pure. A run with other arguments is refused; functions cannot be compared, so that another
-        `train` needs another folder. It may be deleted afterwards.
+        pure. A run with other arguments is refused, but of functions only names are compared (and
+        what filters select and `allocation` keeps): another `train`, or other values inside of
+        `scores` or `evaluate`, needs another folder. It may be deleted afterwards.
       progress: shows a bar, on standard error; a text stands before it. False shows nothing.
 
     Returns:
@@ -171,8 +174,9 @@ def iterative(
 
     Raises:
       TypeError, ValueError: if an argument is of the wrong kind or out of range, or as in
-        `masking.topk`; if the params that `train` returns are unlike those it was given, or do not
-        obey the masks, with the leaf's path; if `folder` is another run's (with what differs) or
+        `masking.topk`; if params are traced; if the params that `train` returns are unlike those it
+        was given, do not obey the masks, or, in any round but the last, have NaN where they are
+        prunable, with the leaf's path; if `folder` is another run's (with what differs) or
         damaged (with the file).
 
     Example:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import _checks, _leaves, _progress, _run_folder, masking, selection
+from sparsejax import _checks, _form, _leaves, _progress, _run_folder, _tree, masking, selection
+from sparsejax._form import Form
 from sparsejax._typing import Masks, Params
-from sparsejax.paths import _fits
-from sparsejax.paths._fits import Form
 from sparsejax.pruning import _nesting
 from sparsejax.pruning._nesting import Choice, Scoring
 
@@ -32,7 +32,9 @@ class Round(NamedTuple):
       end: where the round ends.
       teacher: the params of the trained dense network, for self-distillation; `None` in round 0,
         and if there was no dense training.
-      key: `fold_in(key, number)`, or `None` without a key.
+      key: `fold_in(key, number)`, or `None` without a key. Where `lottery_ticket` cuts round 0 in
+        two, at `rewind_to`, both parts have the same: fold `begin` in, or the number of the update,
+        so that they do not draw the same.
     """
 
     number: int
@@ -82,7 +84,18 @@ Train: TypeAlias = Callable[[Params, Round], Params]
 """`(params, round) -> params`: trains from `params`, as the round says."""
 
 Evaluate: TypeAlias = Callable[[Params], Mapping[str, Any]]
-"""`params -> {name: number}`."""
+"""`params -> {name: number}`: a float each, NaN allowed.
+
+`"accuracy"` and `"error"` are fractions in [0, 1]. What a record has, or a row of `reports`
+derives (its name, density, compression and other factors), is no name of a metric.
+"""
+
+# `reports.history` has columns or arguments of these names.
+_RESERVED = (
+    *Record._fields,
+    *("name", "more", "density", "compression", "flops_factor", "bytes_factor"),
+)
+_FRACTIONS = ("accuracy", "error")
 
 
 class Plan(NamedTuple):
@@ -120,27 +133,30 @@ def run(
 ) -> Pruned:
     """Trains, prunes and trains again, as planned."""
     _check(train, scores, evaluate, key)
-    form = _fits.form_of(params, "train")
+    form = _form.form_of(params, "train")
     dense_masks = choice.everything(params, plan.sparsities)
-    opened = _opened(plan, form, choice, key, folder)
-    rounds = _Rounds(train, evaluate, form, _fits.form_of(dense_masks), choice, key, opened)
+    _check_known(form, dense_masks, key)
+    opened = _opened(plan, form, choice, scores, evaluate, key, folder)
+    mask_form = _form.form_of(dense_masks)
+    last = len(plan.sparsities)
+    rounds = _Rounds(train, evaluate, form, mask_form, choice, key, opened, last)
     start = [np.array(x) for x in form.arrays]
-    with _progress.bar(progress, "rounds", len(plan.sparsities) + 1) as advance:
+    with _progress.bar(progress, "rounds", last + 1) as advance:
         early, dense = _dense_rounds(plan, rounds, start)
         history = [rounds.record(0, dense)]
         advance(_said(history[-1]))
-        last = dense
+        trained = dense
         for i, (sparsity, span) in enumerate(zip(plan.sparsities, plan.spans, strict=True)):
-            begin_with = last if plan.rewind_to is None else early
+            begin_with = trained if plan.rewind_to is None else early
 
             def pruned(
-                last: _Trained = last, i: int = i, sparsity: float | None = sparsity
+                trained: _Trained = trained, i: int = i, sparsity: float | None = sparsity
             ) -> Masks:
-                params, masks = rounds.params(last), rounds.masks(last)
+                params, masks = rounds.params(trained), rounds.masks(trained)
                 found = _nesting.scored(scores, params, masks, choice.prunable)
                 return choice.masks(found, masks, sparsity, plan.sparsities[:i])
 
-            last = rounds.trained(
+            trained = rounds.trained(
                 f"round-{i + 1:04}",
                 i + 1,
                 span,
@@ -148,9 +164,9 @@ def run(
                 pruned,
                 teacher=dense.params if plan.steps else None,
             )
-            history.append(rounds.record(i + 1, last))
+            history.append(rounds.record(i + 1, trained))
             advance(_said(history[-1]))
-    return Pruned(rounds.params(last), rounds.masks(last), tuple(history))
+    return Pruned(rounds.params(trained), rounds.masks(trained), tuple(history))
 
 
 class _Trained(NamedTuple):
@@ -172,6 +188,7 @@ class _Rounds:
     choice: Choice
     key: jax.Array | None
     folder: Path | None
+    last: int
 
     def params(self, trained: _Trained) -> Params:
         # New arrays every time: whoever donates them loses nothing of ours.
@@ -197,7 +214,7 @@ class _Rounds:
             taught_by = None if teacher is None else self.form.placed(teacher)
             sparsity = self._count(params, masks).sparsity
             round_ = Round(
-                number, sparsity, masks, *span, taught_by, _fits.folded(self.key, number)
+                number, sparsity, masks, *span, taught_by, _form.folded(self.key, number)
             )
             began = time.perf_counter()
             found = self._train(params, round_)
@@ -234,6 +251,8 @@ class _Rounds:
             raise TypeError("`train` must return the params, got None; return what it trained.")
         arrays = self.form.taken(found)
         _check_obedient(self.form, arrays, round_.masks)
+        if round_.number < self.last:
+            _check_finished(self.form.filled(arrays), round_.number, self.choice)
         return arrays
 
 
@@ -275,6 +294,19 @@ def _check_obedient(form: Form, arrays: list[jax.Array], masks: Masks) -> None:
             )
 
 
+def _check_finished(params: Params, number: int, choice: Choice) -> None:
+    """Refuses NaN where it is scored next, and before the round is written."""
+    flat = _tree.flatten(params)
+    prunable = set(choice.paths(params))
+    for path, leaf in zip(flat.paths, flat.leaves, strict=True):
+        if path in prunable and (count := int(jnp.count_nonzero(jnp.isnan(leaf)))):
+            raise ValueError(
+                f"`train` must return params that can be scored, but round {number} trained to NaN "
+                f"at {path!r}, in {count} of {leaf.size} entries: it diverged; lower its learning "
+                "rate, or clip its gradients."
+            )
+
+
 def _metrics(found: Any) -> dict[str, float]:
     if not isinstance(found, Mapping):
         raise TypeError(
@@ -287,6 +319,11 @@ def _metrics(found: Any) -> dict[str, float]:
 def _name(name: Any) -> str:
     if not isinstance(name, str):
         raise TypeError(f"`evaluate` must name its numbers by strings, got {_leaves.brief(name)}.")
+    if name in _RESERVED:
+        raise ValueError(
+            f"`evaluate` must name its numbers otherwise, got {name!r}, which the history has for "
+            f"itself, as {', '.join(_RESERVED)}."
+        )
     return name
 
 
@@ -296,6 +333,11 @@ def _number(name: str, value: Any) -> float:
     if _leaves.shape_of(value) != () or not number or not np.isrealobj(value):
         got = _leaves.brief(value) if _leaves.shape_of(value) is None else _leaves.describe(value)
         raise TypeError(f"`evaluate` must return one real number a name, got {got} for {name!r}.")
+    if name in _FRACTIONS and (value < 0 or value > 1):
+        raise ValueError(
+            f"`evaluate` must return a fraction in [0, 1], not a percentage, for {name!r}, got "
+            f"{value}; what is no fraction needs another name, such as 'loss'."
+        )
     return float(value)
 
 
@@ -313,17 +355,48 @@ def _check(train: Any, scores: Any, evaluate: Any, key: Any) -> None:
         _checks.key("key", key)
 
 
-def _opened(plan: Plan, form: Form, choice: Choice, key: Any, folder: Any) -> Path | None:
+def _check_known(form: Form, masks: Masks, key: Any) -> None:
+    """Refuses tracers; what is made inside of `jit` is one, too, be the params arrays."""
+    flat, made = form.flat, jax.tree.leaves(masks)
+    hint = "call this outside of jit, and compile the step in `train`."
+    for path, leaf in zip(flat.paths, flat.leaves, strict=True):
+        if _leaves.is_traced(leaf, *made):
+            raise TypeError(
+                "`params` must hold arrays whose entries are known, got "
+                f"{_leaves.describe(leaf)} at {path!r} while JAX traces: {hint}"
+            )
+    if _leaves.is_traced(key):
+        raise TypeError(f"`key` must be known, got a traced one: {hint}")
+
+
+def _opened(
+    plan: Plan,
+    form: Form,
+    choice: Choice,
+    scores: Scoring,
+    evaluate: Evaluate | None,
+    key: Any,
+    folder: Any,
+) -> Path | None:
     if folder is None:
         return None
+    params = form.filled(form.arrays)
     arguments = {
         "folder": f"a run of {plan.name}",
         **plan.arguments,
         "scope": choice.scope,
         # The address of its pool is another in every process.
         "granularity": re.sub(r" at 0x\w+", "", repr(choice.granularity)),
-        "prunable": choice.paths(form.filled(form.arrays)),
+        "prunable": choice.paths(params),
+        "stacked": choice.stacks(params),
+        # Two may have one name, and other densities.
+        "allocation": [
+            _run_folder.function_name(choice.allocation),
+            *choice.shares(params, plan.sparsities),
+        ],
+        "scores": _run_folder.function_name(scores),
+        "evaluate": _run_folder.function_name(evaluate),
         "key": _run_folder.key_fingerprint(key),
-        "params": _fits.fingerprint(form),
+        "params": _form.fingerprint(form),
     }
     return _run_folder.open_run(folder, arguments)

@@ -1,5 +1,6 @@
 """Lists of sparsities: the usual one, and what any of them must be."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,17 @@ def geometric(sparsity: Scalar, rounds: int) -> tuple[float, ...]:
     if last == 0:
         raise ValueError("`sparsity` must be > 0, got 0: no round would prune anything.")
     rounds = _checks.known_step("rounds", rounds, 1)
+    found = towards(last, rounds)
+    if found[0] == 0 or any(a >= b for a, b in itertools.pairwise(found)):
+        raise ValueError(
+            "`sparsity` must be far enough from 0 and 1 for floats to tell its rounds apart, got "
+            f"{last} in {rounds} rounds; take fewer rounds."
+        )
+    return found
+
+
+def towards(last: float, rounds: int) -> tuple[float, ...]:
+    """As many sparsities, of which each takes the same share; equal ones where floats end."""
     return (*(1 - (1 - last) ** (k / rounds) for k in range(1, rounds)), last)
 
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import jax
 
-from sparsejax import _checks, _tree, criteria, filters, masking
+from sparsejax import _checks, _form, _tree, criteria, filters, masking
 from sparsejax._typing import Filter, Masks, Params, Scalar
-from sparsejax.paths import _fits
 from sparsejax.pruning import _nesting, _sparsities
 
 
@@ -47,7 +46,8 @@ def synflow(
 
     Raises:
       TypeError, ValueError: if an argument is of the wrong kind or out of range, or as in
-        `criteria.synflow`: nothing flows, or it is not finite.
+        `criteria.synflow`: nothing flows, or it is not finite; if `sparsity` leaves so few weights
+        that nothing flows any more.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,15 +73,26 @@ def synflow(
     if last == 0:
         return masks
     compiled = _compiled(apply_fn, params)
-    for step in _sparsities.geometric(last, rounds):
-        scores = criteria.synflow(compiled, masking.apply_masks(params, masks), inputs)
+    for i, step in enumerate(_sparsities.towards(last, rounds)):
+        left = masking.apply_masks(params, masks)
+        try:
+            scores = criteria.synflow(compiled, left, inputs)
+        except ValueError as error:
+            if i == 0:
+                raise
+            count = masking.sparsity(left, masks, prunable=prunable).prunable
+            raise ValueError(
+                "`sparsity` must leave a path through the network, a weight a layer at least, got "
+                f"{last}: nothing flows through the {count.nonzeros} of {count.size} entries that "
+                f"are left after round {i} of {rounds}; prune less, or in more rounds."
+            ) from error
         masks = choice.masks(scores, masks, step)
     return masks
 
 
 def _compiled(apply_fn: Callable[[Params, Any], Any], params: Params) -> Callable[..., Any]:
     """The function, compiled; what is no array in the params (a function) is no argument of it."""
-    form = _fits.form_of(params, "apply_fn")
+    form = _form.form_of(params, "apply_fn")
 
     @jax.jit
     def outputs(arrays: list[jax.Array], inputs: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparsejax import _tree
 from sparsejax._typing import Params
 
 
@@ -75,6 +76,18 @@ def decoded(leaf: Any) -> jax.Array:
 def map_coded(f: Any, tree: Params, *rest: Params) -> Any:
     """`jax.tree.map`, for which a coded leaf is one leaf."""
     return jax.tree.map(f, tree, *rest, is_leaf=is_coded)
+
+
+def outlines(tree: Params) -> Any:
+    """The tree with a shape and a dtype in place of each coded leaf."""
+    return map_coded(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_coded(leaf) else leaf, tree
+    )
+
+
+def flatten(tree: Params) -> _tree.Flat:
+    """`_tree.flatten`, for which a coded leaf is one leaf."""
+    return _tree.flatten(outlines(tree))._replace(leaves=jax.tree.leaves(tree, is_leaf=is_coded))
 
 
 def qwix() -> Any:

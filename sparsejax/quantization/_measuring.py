@@ -6,7 +6,8 @@ import numpy as np
 
 from sparsejax import _checks, _leaves, _tree
 from sparsejax._typing import Params
-from sparsejax.quantization._coded import decoded, is_coded, map_coded
+from sparsejax.quantization._coded import is_coded, map_coded
+from sparsejax.quantization._trees import dequantize
 
 
 class Change(NamedTuple):
@@ -48,10 +49,12 @@ def measure(params: Params, quantized: Params) -> dict[str, Change]:
       {'w': Change(nonzeros=3, vanished=1, largest=1.0, relative=0.0830...)}
     """
     flat = _tree.flatten(params)
-    there = map_coded(lambda leaf: decoded(leaf) if is_coded(leaf) else None, quantized)
-    found = _tree.align("quantized", there, "params", params)
-    rows = zip(flat.paths, flat.leaves, found, strict=True)
-    return {path: _change(path, leaf, now) for path, leaf, now in rows if now is not None}
+    found, coded = (
+        _tree.align("quantized", tree, "params", params)
+        for tree in (dequantize(quantized), map_coded(is_coded, quantized))
+    )
+    rows = zip(flat.paths, flat.leaves, found, coded, strict=True)
+    return {path: _change(path, leaf, now) for path, leaf, now, yes in rows if yes}
 
 
 def _change(path: str, leaf: object, now: object) -> Change:

@@ -5,10 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import _leaves, _tree, filters, masking
+from sparsejax import _leaves, filters, masking
 from sparsejax._typing import Filter, Masks, Params
 from sparsejax.quantization import _choosing, _clustering
-from sparsejax.quantization._coded import Shared
+from sparsejax.quantization._coded import Shared, flatten, outlines
 
 
 def share(
@@ -27,23 +27,25 @@ def share(
     one sort of each leaf.
 
     `dequantize` makes params of the result again, differentiable in the codebooks (the gradient of
-    a value is the sum of those of its entries): `split` gives what any optimizer can train on.
+    a value is the sum of those of its entries): `partition` gives what any optimizer can train on.
 
     Args:
       params: a pytree of arrays with values (not traced).
-      masks: which entries are kept, also if their value is zero. By default what is not zero.
+      masks: which entries are kept, also if their value is zero; what the others are, NaN even,
+        does not matter. By default what is not zero.
       bits: from 1 to 8, or a function `(path, leaf)` of them: Han has 8 for convolutions, 5 for the
         rest; after pruning 4 lose little.
-      quantizable: which leaves; the others pass as they are.
+      quantizable: which leaves; the others, and coded ones, pass as they are.
 
     Returns:
       A tree like `params`, with `Shared` where a leaf was chosen. Where there are fewer than
-      2**bits different values, the end of the codebook is zeros that no entry uses.
+      2**bits different values, the end of the codebook is zeros that no entry uses. The arrays lie
+      on JAX's default device, however the leaf was sharded: place them again where that matters.
 
     Raises:
       TypeError: if an argument is of the wrong kind, or params are traced.
-      ValueError: if `bits` is out of range, an entry is not finite, or masks do not fit, with the
-        leaf's path.
+      ValueError: if `bits` is out of range, a kept entry is not finite, or masks do not fit, with
+        the leaf's path.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,9 +63,9 @@ def share(
       trained quantization and Huffman coding*, ICLR 2016, https://arxiv.org/abs/1510.00149. There
       values that nothing is near stay where they are, unused.
     """
-    flat = _tree.flatten(params)
-    answers = _choosing.chosen(flat, quantizable)
-    found = [None] * len(flat.leaves) if masks is None else masking.aligned(masks, params)
+    flat = flatten(params)
+    found = [None] * len(flat.leaves) if masks is None else masking.aligned(masks, outlines(params))
+    answers = _choosing.chosen(flat, quantizable, found)
     rows = zip(answers, flat.paths, flat.leaves, found, strict=True)
     return flat.rebuild(
         [

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sparsejax import _leaves
 from sparsejax.reports import _formats
-from sparsejax.reports._row import DERIVED, FIELDS, TAKEN, Cell, Row, pooled
+from sparsejax.reports._row import DERIVED, FIELDS, SEED, TAKEN, Cell, Row, pooled
 
 _FORMAT, _VERSION = "sparsejax.report", 1
 
@@ -110,13 +110,16 @@ class Report:
         """Rows of the same name as one, at the place of the first: seeds become mean ± deviation.
 
         Of each column it keeps the values of all rows that have one, or one value where all agree.
+        A column `seed` is left out: it tells rows apart. In every other one, numbers that differ
+        are taken for measurements.
 
         Raises:
           ValueError: if such rows have different texts in a column.
         """
         names = dict.fromkeys(row.name for row in self.rows)
         groups = ([row for row in self.rows if row.name == name] for name in names)
-        return Report([pooled(rows[0].name, rows) for rows in groups], self.columns)
+        columns = self.columns and [column for column in self.columns if column != SEED]
+        return Report([pooled(rows[0].name, rows) for rows in groups], columns)
 
     def rich(self, title: str = "") -> Table:
         """A table of rich, for a terminal; `console.print(report)` does it, too."""

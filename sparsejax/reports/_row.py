@@ -115,11 +115,14 @@ FIELDS = (
 DERIVED = ("density", "compression", "flops_factor", "bytes_factor")
 TAKEN = frozenset({"name", "more", *FIELDS, *DERIVED})
 _FRACTIONS = ("sparsity", "accuracy", "error")
+# A column of people's own that says which run a row is: no quantity to average.
+SEED = "seed"
 
 
 def pooled(name: str, rows: Sequence[Row]) -> Row:
-    """Several rows as one: of each column, the values of all, or the one that all have."""
+    """Several rows as one: of each column but the seed, all values, or the one that all have."""
     columns = dict.fromkeys(column for row in rows for column in [*FIELDS, *row.more])
+    columns.pop(SEED, None)
     cells = {column: _pooled(name, column, [row[column] for row in rows]) for column in columns}
     fields = {column: cells.pop(column) for column in FIELDS}
     return Row(name, **fields, more=cells)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import zstandard
 
@@ -44,13 +44,21 @@ def shortest(part: Buffer) -> list[Buffer]:
     return _shortest([part], memoryview(part).nbytes)
 
 
-def framed(content: bytes, dictionary: zstandard.ZstdCompressionDict) -> list[Buffer]:
-    """The length of a zstd frame and the frame, for what is much like the dictionary."""
+def framed(
+    content: bytes, dictionary: zstandard.ZstdCompressionDict, block: int | None = None
+) -> list[Buffer]:
+    """The length of a zstd frame and the frame, for what is much like the dictionary.
+
+    With `block`, that many bytes at most are in each of its blocks, which takes 4 bytes or more.
+    """
     parameters = zstandard.ZstdCompressionParameters.from_level(
         _LEVEL_OF_TEXT, source_size=len(content), write_checksum=False, write_dict_id=False
     )
     compressor = zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary)
-    frame = compressor.compress(content)
+    if block is None:
+        frame = compressor.compress(content)
+    else:
+        frame = _in_blocks(compressor.compressobj(size=len(content)), content, block)
     return [number(len(frame)), frame]
 
 
@@ -125,6 +133,14 @@ def _as_broken() -> Iterator[None]:
         yield
     except zstandard.ZstdError as error:
         raise BrokenError(f"a compressed part cannot be read ({error})") from error
+
+
+def _in_blocks(compressor: Any, content: bytes, block: int) -> bytes:
+    frame = bytearray()
+    for start in range(0, len(content), block):
+        frame += compressor.compress(content[start : start + block])
+        frame += compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    return bytes(frame + compressor.flush())
 
 
 def _shortest(parts: list[Buffer], size: int) -> list[Buffer]:

@@ -18,8 +18,8 @@ from sparsejax.storage import _dtypes
 from sparsejax.storage._errors import BrokenError
 
 METADATA = "__metadata__"
+MOST_HEADER = 100_000_000  # As the safetensors package has it.
 _LENGTH = 8
-_MOST_HEADER = 100_000_000  # As the safetensors package has it.
 _MOST_AXES = 64  # As NumPy has it.
 _START = 8  # Where the tensors begin is a multiple of it, for whoever maps the file.
 
@@ -54,10 +54,10 @@ def encode(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], length: i
     content = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     size = max(length, _LENGTH + len(content))
     size += -size % _START
-    if size > _MOST_HEADER:
+    if size > MOST_HEADER:
         raise ValueError(
             f"`params` must have fewer leaves, or shorter `metadata`: of {len(tensors)} leaves the "
-            f"header takes {size} bytes, a safetensors file has at most {_MOST_HEADER}."
+            f"header takes {size} bytes, a safetensors file has at most {MOST_HEADER}."
         )
     return (size - _LENGTH).to_bytes(_LENGTH, "little") + content.ljust(size - _LENGTH)
 
@@ -70,7 +70,7 @@ def decode(file: BinaryIO | io.BytesIO, size: int) -> Header:
     """
     first = file.read(_LENGTH)
     length = int.from_bytes(first, "little")
-    if len(first) < _LENGTH or not 2 <= length <= min(size - _LENGTH, _MOST_HEADER):
+    if len(first) < _LENGTH or not 2 <= length <= min(size - _LENGTH, MOST_HEADER):
         raise BrokenError(_not_safetensors(first, size))
     content = file.read(length)
     if content[:1] != b"{":
@@ -80,8 +80,8 @@ def decode(file: BinaryIO | io.BytesIO, size: int) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise BrokenError("its metadata are not strings by name")
     tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
-    _check_places(tensors, size - _LENGTH - len(content))
-    return Header(tensors, metadata, content, _LENGTH + len(content))
+    _check_places(tensors, size - _LENGTH - length)
+    return Header(tensors, metadata, content, _LENGTH + length)
 
 
 def json_object(content: bytes | str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sparsejax.storage._errors import BrokenError
 VERSION = 2
 _TENSOR = "packed"
 _PLACE = re.compile(r"(\d{1,18}) ([0-9a-f]{8})", re.ASCII)
-# So that a small file cannot ask for much: a leaf's CRC-32 alone is 4 bytes of some 100.
+# A leaf's CRC-32 alone is 4 bytes of some 100; only what users say repeats itself more often.
 _MOST_RATIO, _MOST_SMALL = 64, 1 << 16
 
 # What headers mostly say, the likeliest last. A change needs a new version.
@@ -41,7 +41,11 @@ DICTIONARY = zstandard.ZstdCompressionDict(
 
 def pack(header: bytes) -> bytes:
     """What follows the leaves of a small file, of the header of version 1."""
-    return b"".join([_bytes.number(len(header)), *_bytes.framed(header, DICTIONARY)])
+    size = _bytes.number(len(header))
+    packed = b"".join([size, *_bytes.framed(header, DICTIONARY)])
+    if len(header) > _most(len(packed)):  # Half as much as may be, as a block takes 4 bytes.
+        packed = b"".join([size, *_bytes.framed(header, DICTIONARY, block=2 * _MOST_RATIO)])
+    return packed
 
 
 def outer(start: int, packed: bytes, length: int = 0) -> bytes:
@@ -68,6 +72,8 @@ def unpack(file: BinaryIO, header: Header) -> Header:
     start = int(place[1])
     if start > tensor.stop:
         raise BrokenError(f"its packed header begins at {start} of {tensor.stop} bytes")
+    if tensor.stop - start > _container.MOST_HEADER:
+        raise BrokenError(f"its packed header has {tensor.stop - start} bytes, which is too many")
     file.seek(header.start + start)
     packed = file.read(tensor.stop - start)
     if zlib.crc32(packed) != int(place[2], 16):
@@ -75,14 +81,21 @@ def unpack(file: BinaryIO, header: Header) -> Header:
     return _inner(packed, start)._replace(start=header.start)
 
 
+def _most(packed: int) -> int:
+    """The most bytes of a header that takes so many packed: a small file cannot ask for much."""
+    return min(max(_MOST_SMALL, _MOST_RATIO * packed), _container.MOST_HEADER)
+
+
 def _inner(packed: bytes, start: int) -> Header:
     cursor = _bytes.Cursor(memoryview(packed))
     size = cursor.number()
-    if size > max(_MOST_SMALL, _MOST_RATIO * len(packed)):
+    if size > _most(len(packed)):
         raise BrokenError(f"its packed header of {len(packed)} bytes says that it has {size}")
     content = cursor.decompressed(size, DICTIONARY)
     cursor.end(1)
     found = _container.decode(io.BytesIO(content), size + start)
+    if found.start != size:
+        raise BrokenError(f"its packed header ends at {found.start} of its {size} bytes")
     if found.metadata.get("version") != str(_format.VERSION) or not _format.is_ours(found):
         raise BrokenError("its packed header is none of version 1")
     return found
