@@ -113,9 +113,12 @@ def test_no_center_is_left_without_values_and_scikit_learn_is_no_better(seed):
 
 def test_neighbours_among_floats_do_not_go_to_and_fro_for_ever(monkeypatch):
     means, steps = _clustering._means, []
-    monkeypatch.setattr(
-        _clustering, "_means", lambda *args: steps.append(means(*args)) or steps[-1]
-    )
+
+    def counted(*args):
+        steps.append(args)
+        return means(*args)
+
+    monkeypatch.setattr(_clustering, "_means", counted)
     values = 1 + np.random.default_rng(69).integers(0, 30, 20) * 2.0**-52
     centers, labels = _clustering.kmeans(values, 5)
     assert len(steps) < 20

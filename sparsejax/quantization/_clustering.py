@@ -20,7 +20,7 @@ class _Line(NamedTuple):
 
 
 def kmeans(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """k centers, ascending, and the number of the nearest one for each value.
+    """At most k centers, ascending, and the number of the nearest one for each value.
 
     Args:
       values: finite float64 numbers, in one axis; may be none.
