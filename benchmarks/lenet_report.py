@@ -65,13 +65,15 @@ INTRODUCTION = """\
 Written by `python benchmarks/lenet_tables.py --data-dir MNIST` from
 `benchmarks/results/lenet/*.jsonl`, a line for each network that was trained. The whole MNIST, no
 augmentation. Test error in percent after the last step, mean ± standard deviation over seeds; in
-brackets how many seeds. Percentages of weights count weights, not biases.
+brackets how many seeds; – where none has been trained yet. Percentages of weights count weights,
+not biases.
 
 *ours* is `dynamic.gradual` by magnitude, from the dense network, on the dense network's outputs at
 a temperature of 2 (`distillation.logits` alone: labels are not looked at). *random* masks and a
 *small dense* network of as many weights (at a tenth of the learning rate, at which its few units do
-not die) learn from the same outputs. *SNIP* is `criteria.snip` at initialization on 80 batches,
-trained on the labels. One recipe for all seeds of a network: `benchmarks/lenet_training.py`."""
+not die) learn from the same outputs; random masks start with weights scaled for as many inputs as
+are left. *SNIP* is `criteria.snip` at initialization on 80 batches, trained on the labels. One
+recipe for all seeds of a network: `benchmarks/lenet_training.py`."""
 
 BUDGETS = {
     "LeNet300100": "Epochs: dense {0}, ours {1} more at each size; the others {2} from the start, "

@@ -160,7 +160,9 @@ class Bench:
             start = self.params(self._before(cell), advance)
             return task.pruned(start, density, seed, teacher, advance)
         if cell.method == RANDOM:
-            params = task.init(seed)
+            # As many inputs as are left, not as the dense network has.
+            scale = density**-0.5
+            params = jax.tree.map(lambda w: scale * w if w.ndim > 1 else w, task.init(seed))
             scores = criteria.random(jax.random.key(seed))(params)
             masks = masking.topk(scores, 1 - density)
             return task.masked(params, masks, seed, teacher, advance)
