@@ -13,7 +13,7 @@ from sparsejax import datasets, quantization, reports, storage
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "compress.py"
 
-pytestmark = pytest.mark.usefixtures("quickly")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("quickly")]
 
 
 @pytest.fixture(scope="module")

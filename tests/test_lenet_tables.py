@@ -82,6 +82,7 @@ def test_small_dense_networks_have_as_many_weights(modules, network, percent):
     assert 0.95 * percent <= 100 * weights / whole <= percent
 
 
+@pytest.mark.long
 def test_finished_cells_are_not_run_again(modules, digits, tmp_path, monkeypatch):
     tables, training = modules["tables"], modules["training"]
     short = dataclasses.replace(training.LENETS["LeNet300100"], epochs=(2, 2, 1))
