@@ -8,7 +8,7 @@ after the last step, never the best of several.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
 from typing import Any
 
@@ -307,19 +307,24 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _first_conv_pooled(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The convolution of one channel and its 2x2 max-pool, as four products: no gradient by `x`."""
-    size, half = kernel.shape[0], (x.shape[1] - kernel.shape[0] + 1) // 2
-    taps = [(i, j) for i in range(size) for j in range(size)]
-    corners = []
-    for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        ends = 2 * half
-        patches = [x[:, a + i : a + i + ends : 2, b + j : b + j + ends : 2, 0] for i, j in taps]
-        corners.append(jnp.stack(patches, -1) @ kernel.reshape(size * size, -1))
-    return jnp.maximum(jnp.maximum(corners[0], corners[1]), jnp.maximum(corners[2], corners[3]))
+    """The convolution of one channel and its 2x2 max-pool, as one product: no gradient by `x`.
+
+    For each pooled pixel the window of all four that it is the maximum of, and the kernel at its
+    four places there.
+    """
+    size, ends = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1
+    taps = [(i, j) for i in range(size + 1) for j in range(size + 1)]
+    windows = jnp.stack([x[:, i : i + ends : 2, j : j + ends : 2, 0] for i, j in taps], -1)
+    placed = [
+        jnp.pad(kernel[:, :, 0], ((a, 1 - a), (b, 1 - b), (0, 0))).reshape(len(taps), -1)
+        for a, b in ((0, 0), (0, 1), (1, 0), (1, 1))
+    ]
+    first, *others = jnp.split(windows @ jnp.concatenate(placed, 1), 4, -1)
+    return reduce(jnp.maximum, others, first)
 
 
 def lenet5_caffe(params: Any, x: jax.Array) -> jax.Array:
-    """`models.LeNet5Caffe`, in half the time a training step on CPU."""
+    """`models.LeNet5Caffe`, in a third of the time a training step on CPU."""
     bias = {name: layer["bias"].reshape(1, 1, 1, -1) for name, layer in params.items()}
     x = _first_conv_pooled(x, params["conv1"]["kernel"]) + bias["conv1"]
     x = models.max_pool_2x2(_conv(x, params["conv2"]["kernel"])) + bias["conv2"]
