@@ -47,8 +47,9 @@ class Recipe:
       model: makes the NNX module, from `rngs`.
       apply: the same function of the same params, as fast as training needs it.
       rate: the learning rate, with cosine decay to zero.
-      epochs: of the dense training, of pruning and fine-tuning at one size, of a control.
-      longer: (density, epochs) of pruning and fine-tuning at that density and below.
+      epochs: of the dense training, of a control.
+      pruning: (density, epochs) of pruning and fine-tuning at that density and below; the last
+        that fits counts.
       chained: each size starts where the next larger one ended, else where the dense one did.
       small: the widths of a dense network with so many weights.
       scanned: an epoch is one program; not with convolutions, which XLA's loops on CPU make slow.
@@ -57,8 +58,8 @@ class Recipe:
     model: Callable[..., nnx.Module]
     apply: Callable[[Any, Any], jax.Array] | None
     rate: float
-    epochs: tuple[int, int, int]
-    longer: tuple[float, int]
+    epochs: tuple[int, int]
+    pruning: tuple[tuple[float, int], ...]
     chained: bool
     small: Callable[[int], tuple[int, ...]]
     scanned: bool
@@ -119,8 +120,7 @@ class Task:
         advance: Callable[[str], None],
     ) -> Any:
         """Pruned by magnitude while it trains, in the first half of the steps; then fine-tuned."""
-        least, longer = self.recipe.longer
-        epochs = longer if density <= least else self.recipe.epochs[1]
+        *_, epochs = (n for limit, n in self.recipe.pruning if density <= limit)
         start = self.compacted(start) if self.recipe.chained else start
         count = masking.sparsity(start).prunable
         sparsity = 1 - selection.kept_count(1 - density, self.weights) / count.size
@@ -140,13 +140,13 @@ class Task:
         self, params: Any, masks: Any, seed: int, teacher: Any, advance: Callable[[str], None]
     ) -> Any:
         """Trained from the start with masks that stay."""
-        epochs = self.recipe.epochs[2]
+        epochs = self.recipe.epochs[1]
         tx = sj.keep_masks(self.optimizer(epochs), masks)
         return self.fit(sj.apply_masks(params, masks), tx, epochs, seed, teacher, advance)
 
     def small(self, density: float, seed: int, teacher: Any, advance: Callable[[str], None]) -> Any:
         """A dense network with as many weights as the sparse one keeps."""
-        epochs, widths = self.recipe.epochs[2], self.recipe.small(round(density * self.weights))
+        epochs, widths = self.recipe.epochs[1], self.recipe.small(round(density * self.weights))
         narrow = _narrowed(self.init(seed), widths, seed)
         # Few units die at the rate of many.
         tx = self.optimizer(epochs, 0.1 * self.recipe.rate)
@@ -338,8 +338,8 @@ LENETS = {
         model=models.LeNet300100,
         apply=None,
         rate=0.2,
-        epochs=(25, 30, 20),
-        longer=(0, 30),
+        epochs=(25, 20),
+        pruning=((1, 30),),
         chained=False,
         small=_small_mlp,
         scanned=True,
@@ -348,8 +348,8 @@ LENETS = {
         model=models.LeNet5Caffe,
         apply=lenet5_caffe,
         rate=0.05,
-        epochs=(6, 4, 20),
-        longer=(0.005, 12),
+        epochs=(6, 20),
+        pruning=((1, 10), (0.05, 4), (0.005, 30)),
         chained=True,
         small=_small_cnn,
         scanned=False,

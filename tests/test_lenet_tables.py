@@ -85,7 +85,7 @@ def test_small_dense_networks_have_as_many_weights(modules, network, percent):
 @pytest.mark.long
 def test_finished_cells_are_not_run_again(modules, digits, tmp_path, monkeypatch):
     tables, training = modules["tables"], modules["training"]
-    short = dataclasses.replace(training.LENETS["LeNet300100"], epochs=(2, 2, 1))
+    short = dataclasses.replace(training.LENETS["LeNet300100"], epochs=(2, 1), pruning=((1, 2),))
     monkeypatch.setitem(training.LENETS, "LeNet300100", short)
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(tables, "SEEDS", {"LeNet300100": 1})
