@@ -16,6 +16,8 @@ Probe: TypeAlias = tuple[jax.Array, ...]
 _PROBE_ENTRIES = 512
 # An entry is looked at where it moved by so many roundings, so that each is right to 1.6 %.
 _CLEAR_MOVE = 64
+# Late in a training, with small steps, a power of two has been measured wrong by 1e-5.
+_NEAR_POWER_OF_TWO = 1e-4
 
 
 class ProxState(NamedTuple):
@@ -80,10 +82,12 @@ def foretell(state: ProxState, params: Params) -> tuple[jax.Array, jax.Array, ja
     Where nothing moved clearly, the last answers stand.
     """
     size, error, fit, seen = _measure(state, params)
-    # Equal within the error of measurement: the same, so that a constant stays one to the bit.
+    # Equal within the error of measurement: the same, so that a constant stays one to the bit. A
+    # power of two comes last, lest a coarse first measurement of one stays for good.
     expected, two = state.learning_rate, _nearest_power_of_two(size)
-    size = jnp.where(jnp.abs(size - two) <= jnp.minimum(error, 1e-5 * size), two, size)
+    near = jnp.abs(size - two) <= jnp.minimum(error, _NEAR_POWER_OF_TWO * size)
     size = jnp.where(jnp.abs(size - expected) <= error, expected, size)
+    size = jnp.where(near, two, size)
     # A schedule goes on as it went; a jump, or the first measurement, foretells nothing.
     ahead = 2 * size - state.measured
     steady = (state.measured > 0) & (ahead > size / 4) & (ahead < 2 * size)

@@ -249,6 +249,22 @@ def test_l1_prox_is_exact_at_once_where_the_rate_is_a_power_of_two():
     assert measured == pytest.approx(exact, abs=0.02)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_l1_prox_finds_a_power_of_two_in_small_steps(seed):
+    """Of 2e-4 of the weights: a first coarse measurement is not taken for the rate for good."""
+    prox, rates = sj.l1_prox(1e-3), []
+    key, *keys = jax.random.split(jax.random.key(seed), 13)
+    params = {"w": jax.random.normal(key, (32, 32))}
+    state = prox.init(params)
+    for i, key in enumerate(keys):
+        noise = {"w": 0.1 * jax.random.normal(key, (32, 32))}
+        emission, state = prox.update(noise, state, params)
+        rate = 2**-7 if i < 6 else 2**-9
+        params = optax.apply_updates(params, jax.tree.map(lambda e, r=rate: -r * e, emission))
+        rates.append(float(state.learning_rate))
+    assert rates[1:7] == [2**-7] * 6 and rates[7:] == [2**-9] * 5
+
+
 @pytest.mark.parametrize("done", [20, 100, 180])
 def test_l1_prox_foretells_a_schedule(done):
     """The rate that SGD is going to use, not the one it used."""
