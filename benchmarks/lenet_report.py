@@ -80,8 +80,8 @@ initialization on 80 batches, trained on the labels. One recipe for all seeds of
 BUDGETS = {
     "LeNet300100": "Epochs: dense {0}, ours {2} more at each size; the others {1} from the start, "
     "so they have been trained for less long than ours.",
-    "LeNet5Caffe": "Epochs: dense {0}, ours {2} more at 8.3 %, then from each size to the next "
-    "{3}, {4} to the last; the others {1} from the start.",
+    "LeNet5Caffe": "Epochs: dense {0}, ours {2} more at each size, from the network of the next "
+    "larger one ({3} where less than 0.5 % are left); the others {1} from the start.",
 }
 
 
