@@ -72,8 +72,9 @@ not biases.
 *ours* is `dynamic.gradual` by magnitude, from the dense network, on the dense network's outputs at
 a temperature of 2 (`distillation.logits` alone: labels are not looked at). *random* masks and a
 *small dense* network of as many weights (at a tenth of the learning rate, at which its few units do
-not die) learn from the same outputs; random masks start with weights scaled for as many inputs as
-are left; at 2 % of LeNet-300-100 and below they cut some classes off. *SNIP* is `criteria.snip` at
+not die) learn from the same outputs. Random masks are drawn over the whole network: small layers
+starve (at 2 % LeNet-5's first keeps about 10 of 500 weights), and in the end some classes are cut
+off; their weights start scaled for as many inputs as are left. *SNIP* is `criteria.snip` at
 initialization on 80 batches, trained on the labels. One recipe for all seeds of a network:
 `benchmarks/lenet_training.py`."""
 
